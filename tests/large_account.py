@@ -38,9 +38,17 @@ class FilledAccount:
 
 
 def populate(
-    aws: Sandbox, *, regions: Sequence[str] = REGIONS, amis: int = 5000, referenced_one_in: int = 20
+    aws: Sandbox,
+    *,
+    regions: Sequence[str] = REGIONS,
+    amis: int = 5000,
+    referenced_one_in: int = 20,
+    orphans: Sequence[str] = (),
 ) -> FilledAccount:
-    """Fill regions of the sandbox's account. `amis` is the number in each region."""
+    """Fill regions of the sandbox's account.
+
+    Each region gets `amis` AMIs, and a snapshot without an AMI for each name in `orphans`.
+    """
     with aws.state.lock:
         made = fill(
             aws.state.tables,
@@ -48,6 +56,7 @@ def populate(
             regions=regions,
             amis=amis,
             referenced_one_in=referenced_one_in,
+            orphans=orphans,
         )
     aws.state.mark_changed()
     return made
@@ -60,6 +69,7 @@ def fill(
     regions: Sequence[str] = REGIONS,
     amis: int = 5000,
     referenced_one_in: int = 20,
+    orphans: Sequence[str] = (),
     seed: int = 0,
 ) -> FilledAccount:
     """Fill regions of an account, which is opted in to them."""
@@ -71,7 +81,10 @@ def fill(
         for number, ami_id in enumerate(found):
             add_reference(filler, region, number, ami_id)
         referenced += len(found)
-    return FilledAccount(amis * len(regions), amis * len(regions), referenced)
+        for name in orphans:
+            made = filler.now - timedelta(hours=filler.random.uniform(1, 24 * 900))
+            filler.add_snapshot(region, 8, made, description="", tags={"Name": name}, blocks=CONTENTS[0])
+    return FilledAccount(amis * len(regions), (amis + len(orphans)) * len(regions), referenced)
 
 
 def add_ami(filler: Filler, region: str, number: int) -> str:

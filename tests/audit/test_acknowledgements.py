@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from tests.audit.account import DIGEST, FOREIGN_ACCOUNT, OTHER_ACCOUNT, REGION, Owner
+from tests.pages import Page
 from vmsnix_ops import audit, errors
 from vmsnix_ops.audit.reports import AuditResult
 from vmsnix_ops.cli import main
@@ -93,8 +94,11 @@ def test_an_acknowledged_finding_is_shown_apart_and_does_not_fail_the_audit(own:
     folded = re.search(r"<details>.*</details>", shown._repr_html_(), re.DOTALL)
     assert folded is not None
     assert REASON in folded[0]
-    page = (found.run.folder / "audit.html").read_text()
-    assert REASON in page
+    text = (found.run.folder / "audit.html").read_text()
+    (row,) = Page(text).rows("Acknowledged findings")
+    assert (row["rule"], row["acknowledged_reason"]) == ("public", REASON)
+    assert "public" not in {row["rule"] for row in Page(text).rows("Findings")}
+    assert "<summary>1 acknowledged</summary>" in text
     stored = open_tables(load()).read("findings", where=[("run_id", "==", found.run_id)])
     assert list(stored.query("acknowledged")["finding_id"]) == [finding]
 

@@ -16,6 +16,7 @@ from vmsnix_ops.audit.acknowledgements import COLUMNS as ACKNOWLEDGED
 from vmsnix_ops.audit.acknowledgements import SHOW, mark, split
 from vmsnix_ops.audit.findings import AuditCriteria, ReadableTables, as_text
 from vmsnix_ops.audit.inventory import DEADLINE_MINUTES, Inventory, OneByOne
+from vmsnix_ops.audit.page import page
 from vmsnix_ops.audit.retirement.decisions import RetirementRules
 from vmsnix_ops.audit.rules import evaluate
 from vmsnix_ops.outcomes import SEVERITIES
@@ -442,7 +443,9 @@ def write(audit: AuditResult, folder: Path) -> dict[str, Path]:
     paths["audit.json"] = folder / "audit.json"
     files.write(paths["audit.json"], "".join(_json(audit, frames)))
     paths["audit.html"] = folder / "audit.html"
-    files.write(paths["audit.html"], views.page(audit.inventory, audit.findings, audit.changes))
+    inventory = replace(audit.inventory, frame=frames["inventory"])
+    changed = replace(audit.changes, frame=frames["changes"])
+    files.write(paths["audit.html"], page(inventory, frames["findings"], changed))
     return paths
 
 

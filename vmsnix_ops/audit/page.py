@@ -1,0 +1,183 @@
+"""The page of an audit: all findings, AMIs and snapshots in one file, to search, sort, filter and group."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from vmsnix_ops import templates
+from vmsnix_ops.audit import views
+from vmsnix_ops.audit.acknowledgements import split
+from vmsnix_ops.audit.findings import RULES
+from vmsnix_ops.aws.references import references_from_json
+from vmsnix_ops.disk.image import GIB
+from vmsnix_ops.outcomes import SEVERITIES
+from vmsnix_ops.pages import PLAIN_ROWS, PageColumn, PageTable
+from vmsnix_ops.progress import counted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import pandas as pd
+
+    from vmsnix_ops.audit.changes import Changes
+    from vmsnix_ops.audit.inventory import Inventory
+
+ACCOUNT = PageColumn("account", hidden=True, filter=True, group=True)
+REGION = PageColumn("region", width=8, below="account", filter=True, group=True)
+IMAGE = PageColumn("image", width=8, below="state", filter=True, group=True)
+RESOURCE = PageColumn("resource_id", "ID", kind="id", width=13.5, below="name")
+NAME = PageColumn("name", hidden=True)
+CREATED = PageColumn("created_at", "created (UTC)", kind="time", hidden=True)
+COST = PageColumn("monthly_usd", "USD/month", kind="number", width=6.4, digits=2)
+STATE = PageColumn("state", hidden=True, filter=True)
+AGE = PageColumn("age_days", "age (days)", kind="number", width=6.2, digits=1)
+SIZE = PageColumn("size_gib", "size (GiB)", kind="number", width=5.5)
+STORED = PageColumn("stored_gib", "stored (GiB)", kind="number", width=6.5, digits=2)
+USE = PageColumn("use", below="users", filter=True, group=True, tones={"unused": "mixed", "unknown": "soft"})
+MORE = [
+    PageColumn(name, hidden=True)
+    for name in ("users", "public", "encrypted", "deprecated_at", "cost_basis", "snapshots", "tags")
+]
+
+FINDINGS = [
+    PageColumn(
+        "severity",
+        width=6,
+        filter=True,
+        order=SEVERITIES,
+        tones=dict(zip(SEVERITIES, SEVERITIES, strict=True)),
+    ),
+    PageColumn("rule", width=9, filter=True, group=True, lead="severity"),
+    REGION,
+    RESOURCE,
+    PageColumn("reason", kind="prose"),
+    PageColumn("remediation", "fix", kind="command"),
+    COST,
+    *(
+        PageColumn("finding_id", "finding", hidden=True),
+        PageColumn("evidence", hidden=True),
+        NAME,
+        ACCOUNT,
+        PageColumn("kind", hidden=True, filter=True),
+    ),
+    PageColumn("image", hidden=True, filter=True, group=True),
+]
+ACKNOWLEDGED = [
+    *FINDINGS[:4],
+    PageColumn("acknowledged_reason", "acknowledged because", kind="prose"),
+    PageColumn("acknowledged_until", "until (UTC)", kind="time", width=8.5),
+    PageColumn("acknowledged_by", "by", width=10),
+    *(PageColumn(one.name, one.title, hidden=True) for one in FINDINGS[4:7]),
+    *FINDINGS[7:],
+]
+AMIS = [
+    *(RESOURCE, IMAGE, REGION, AGE, COST, USE),
+    PageColumn("last_launched_at", "launched, proven", kind="time", width=9, below="proven_at"),
+    PageColumn("proven_at", "proven (UTC)", kind="time", hidden=True),
+    *(ACCOUNT, NAME, STATE, PageColumn("size_gib", "size (GiB)", hidden=True), CREATED, *MORE),
+]
+SNAPSHOTS = [
+    *(RESOURCE, IMAGE, REGION, AGE, SIZE, STORED, COST, USE),
+    *(ACCOUNT, NAME, STATE, PageColumn("tier", hidden=True, filter=True), CREATED, *MORE),
+]
+OTHERS = [
+    *(PageColumn("kind", width=9, filter=True, group=True), RESOURCE, IMAGE, REGION, AGE, STORED, COST),
+    *(PageColumn("message", kind="prose"), ACCOUNT, NAME, STATE, CREATED),
+]
+CHANGES = [
+    PageColumn("change", width=7, filter=True, group=True),
+    *(PageColumn("kind", width=8, filter=True, group=True), REGION, RESOURCE),
+    *(PageColumn("what", kind="prose"), COST, ACCOUNT, NAME),
+]
+REGIONS = [
+    *(PageColumn("account", filter=True, group=True), PageColumn("region", filter=True, group=True)),
+    PageColumn("kind", filter=True, group=True),
+    *(PageColumn(name, kind="number") for name in ("count", "unused", "unknown")),
+    *(SIZE, STORED, COST, PageColumn("oldest_days", "oldest (days)", kind="number")),
+]
+
+
+def page(inventory: Inventory, findings: pd.DataFrame, changes: Changes) -> str:
+    """Return the report of an audit as one HTML page that loads nothing.
+
+    `findings` are texts, from `vmsnix_ops.audit.findings.as_text`. Acknowledged ones are folded, and counted
+    apart.
+    """
+    when = f"{inventory.scanned_at:%Y-%m-%d %H:%M} UTC"
+    found, acknowledged = split(findings)
+    columns = [replace(one, notes=_meanings(found)) if one.name == "rule" else one for one in FINDINGS]
+    return templates.page(
+        "audit/page.html",
+        when=when,
+        where=_where(inventory, when),
+        tiles=_tiles(inventory, found, acknowledged),
+        changes=str(changes),
+        findings=PageTable(
+            *("findings", "Findings", columns, found),
+            sort="severity",
+            group="rule",
+            sum="monthly_usd",
+            nothing="No findings.",
+        ),
+        acknowledged=PageTable(
+            "acknowledged", "Acknowledged findings", ACKNOWLEDGED, acknowledged, "severity"
+        ),
+        tables=list(_tables(inventory, changes)),
+        plain_rows=PLAIN_ROWS,
+    )
+
+
+def _meanings(findings: pd.DataFrame) -> dict[str, str]:
+    """Return what each rule of the findings finds."""
+    texts = {
+        name: RULES[name].description.removeprefix("Find ").rstrip(".") for name in set(findings["rule"])
+    }
+    return {name: text[:1].upper() + text[1:] for name, text in texts.items()}
+
+
+def _tables(inventory: Inventory, changes: Changes) -> Iterator[PageTable]:
+    frame = inventory.frame
+    age = (inventory.scanned_at - frame["created_at"]).dt.total_seconds() / 86400
+    frame = frame.assign(
+        age_days=age.round(1),
+        stored_gib=(frame["stored_bytes"].astype("Float64") / GIB).round(2),
+        use=frame["referenced"].astype("object").map(lambda used: views.USES.get(used, "unknown")),
+        users=[_users(texts) for texts in frame["references"]],
+    )
+    kinds = frame["kind"]
+    more = {"sort": "-age_days", "sum": "monthly_usd"}
+    yield PageTable("amis", "AMIs", AMIS, frame[kinds == "ami"], **more, nothing="No AMIs.")
+    snapshots = frame[kinds == "snapshot"]
+    yield PageTable("snapshots", "Snapshots", SNAPSHOTS, snapshots, **more, nothing="No snapshots.")
+    if len(others := frame[~kinds.isin(["ami", "snapshot"])]):
+        yield PageTable("others", "Imports, uploads and objects", OTHERS, others, **more)
+    yield PageTable("changes", "Changes", CHANGES, changes.frame, "change", nothing="No changes.")
+    yield PageTable("regions", "Accounts and regions", REGIONS, inventory.summary(), "-monthly_usd")
+
+
+def _users(texts: str) -> str:
+    found = [str(one) for one in references_from_json(texts) if one.kind != "launched"]
+    return "; ".join(found)
+
+
+def _where(inventory: Inventory, when: str) -> str:
+    accounts = sorted({account for account, _ in inventory.regions})
+    regions = sorted({region for _, region in inventory.regions})
+    scope = f"{counted(len(accounts), 'account')} ({', '.join(accounts)}), {counted(len(regions), 'region')}"
+    return f"{when}: {scope}; run {inventory.run.run_id}"
+
+
+def _tiles(
+    inventory: Inventory, findings: pd.DataFrame, acknowledged: pd.DataFrame
+) -> Iterator[tuple[str, str]]:
+    total = views.totals(inventory)
+    urgent = int(findings["severity"].isin(["critical", "high"]).sum())
+    estimated = f", {total['estimated']:,.0f} estimated" if total["estimated"] else ""
+    apart = f", {len(acknowledged):,} acknowledged" if len(acknowledged) else ""
+    yield f"{urgent:,}", f"critical and high of {counted(len(findings), 'finding')}{apart}"
+    yield f"{total['amis']:,.0f}", f"AMIs, {total['amis_referenced']:,.0f} of them used"
+    yield f"{total['amis_unreferenced']:,.0f}", f"AMIs unused; usage of {total['amis_unknown']:,.0f} unknown"
+    yield f"{total['snapshots']:,.0f}", f"snapshots, {total['snapshots_unreferenced']:,.0f} of them unused"
+    yield f"{total['stored_gib']:,.1f} GiB", f"stored, of {total['size_gib']:,.0f} GiB of volumes"
+    yield f"${total['monthly_usd']:,.2f}", f"per month{estimated}"
