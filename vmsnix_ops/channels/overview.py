@@ -23,6 +23,7 @@ from vmsnix_ops.aws.session import client
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.channels.history import Note, count_instances, note_of
 from vmsnix_ops.channels.verify import compare_ami
+from vmsnix_ops.pages import PLAIN_ROWS, PageColumn, PageTable
 from vmsnix_ops.progress import counted as number_of
 from vmsnix_ops.publish.home import ONE_OF_MANY
 from vmsnix_ops.records import history
@@ -407,10 +408,45 @@ def show(frame: pd.DataFrame) -> display.DisplayTable:
     )
 
 
+_ALARM = {"0": "", "unknown": "soft", "": "mixed"}
+_PAGE = [
+    PageColumn("image", width=9, below="channel", filter=True, group=True),
+    PageColumn("channel", hidden=True, filter=True, group=True),
+    PageColumn("region", width=8, filter=True, group=True),
+    PageColumn("ami_id", "AMI", kind="id", width=13.5, below="name"),
+    PageColumn("name", hidden=True),
+    PageColumn("state", width=6.5, below="age", filter=True, tones={"available": "", "": "bad"}),
+    PageColumn("age_days", "age (days)", kind="number", hidden=True),
+    PageColumn("since", "set (UTC), by", width=9.5, below="set_by"),
+    PageColumn("set_by", hidden=True),
+    PageColumn(
+        "drift", filter=True, tones={"none": "good", "unknown": "mixed", "not recorded": "mixed", "": "bad"}
+    ),
+    PageColumn("proven", "proven (UTC)", kind="time", width=9),
+    PageColumn("instances", width=6, kind="number"),
+    PageColumn("older_instances", "older", width=5, kind="number", tones=_ALARM),
+    PageColumn("problem", kind="prose", tones={"": "mixed"}),
+    *(PageColumn("changed_by", hidden=True), PageColumn("age", hidden=True)),
+]
+
+
 def page(frame: pd.DataFrame) -> str:
-    """Return a frame of `read` as one static HTML page, without scripts or remote content."""
+    """Return a frame of `read` as one HTML page that loads nothing."""
+    import pandas as pd
+
     when = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
-    regions = frame.attrs.get("regions", sorted(set(frame["region"])))
-    problem = "" if len(frame) else frame.attrs.get("problem", "")
-    rows = texts(frame)
-    return templates.page("channels/page.html", rows=rows, when=when, regions=regions, problem=problem)
+    shown = pd.DataFrame(texts(frame), columns=[one.name for one in _PAGE], index=frame.index)
+    shown = shown.assign(age_days=frame["age_days"], changed_by=frame["changed_by"])
+    for name in ("instances", "older_instances"):  # numbers are sorted as numbers
+        shown[name] = frame[name].astype("object").where(frame[name].notna(), shown[name])
+    columns = [one for one in _PAGE if one.name != "problem" or any(frame["problem"])]
+    return templates.page(
+        "channels/page.html",
+        table=PageTable(
+            "channels", "Channels", columns, shown, "image", nothing="No channel has a value there."
+        ),
+        plain_rows=PLAIN_ROWS,
+        when=when,
+        regions=frame.attrs.get("regions", sorted(set(frame["region"]))),
+        problem="" if len(frame) else frame.attrs.get("problem", ""),
+    )
