@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from botocore import xform_name
+from botocore.config import Config
+from botocore.exceptions import ClientError
 
 from tests.sandbox.clients import SandboxClients, refused
 from vmsnix_ops.sandbox.core import OPERATIONS, load_operations
@@ -71,6 +74,43 @@ def test_a_missing_parameter(aws: SandboxClients) -> None:
     body = b"Action=DeregisterImage&Version=2016-11-15"
     status, answer = aws.send("POST", "/", body, service="ec2", headers=FORM)
     assert (status, b"The request must contain the parameter ImageId" in answer) == (400, True)
+
+
+BROKEN_CONSTRAINTS = [
+    (
+        "iam",
+        "GetRole",
+        {"RoleName": "two words"},
+        "'two words' at 'roleName' .* regular expression pattern: ",
+    ),
+    ("iam", "ListRoles", {"MaxItems": 1001}, "'1001' at 'maxItems' .* have value less than or equal to 1000"),
+    ("kms", "Encrypt", {"KeyId": "k", "Plaintext": b"x" * 4097}, "at 'plaintext' .* equal to 4096"),
+    ("rbin", "GetRule", {"Identifier": "short"}, "'short' at 'identifier' .* regular expression pattern: "),
+    (
+        "service-quotas",
+        "ListServiceQuotas",
+        {"ServiceCode": "ec2", "MaxResults": 0},
+        "'0' at 'maxResults' .* 1",
+    ),
+    ("ssm", "DeleteParameters", {"Names": ["n"] * 11}, r"'\[n, n, .*\]' at 'names' .* length .* equal to 10"),
+    ("ssm", "PutParameter", {"Name": "n", "Value": "v", "Tier": "x"}, r"'x' at 'tier' .* set: \[Standard, "),
+    ("sts", "GetSessionToken", {"DurationSeconds": 899}, "'899' at 'durationSeconds' .* equal to 900"),
+]
+"""Requests that break a constraint of botocore's models, with the errors after ``Value``."""
+
+
+@pytest.mark.parametrize(("service", "operation", "params", "text"), BROKEN_CONSTRAINTS)
+def test_a_broken_constraint(
+    aws: SandboxClients, service: str, operation: str, params: dict[str, Any], text: str
+) -> None:
+    unchecked = aws.other_client(service, config=Config(parameter_validation=False))
+    with pytest.raises(ClientError, match=f"1 validation error detected: Value {text}"):
+        getattr(unchecked, xform_name(operation))(**params)
+
+
+def test_all_broken_constraints_are_reported(aws: SandboxClients) -> None:
+    with pytest.raises(ClientError, match=r"2 validation errors detected: .* pattern: .*; .* equal to 64"):
+        aws.sts.assume_role(RoleArn="arn:aws:iam::123456789012:role/r", RoleSessionName="?" * 65)
 
 
 @pytest.mark.parametrize(

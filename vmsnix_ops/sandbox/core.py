@@ -103,12 +103,6 @@ def load_json(text: bytes | str) -> Any:
     return value
 
 
-def constraint_text(value: object, member: str, constraint: str) -> str:
-    """Return AWS's text for a value that breaks a rule, such as ``have length less than or equal to 10``."""
-    where = f"Value '{value}' at '{member}'"
-    return f"1 validation error detected: {where} failed to satisfy constraint: Member must {constraint}"
-
-
 def page_token(start: int) -> str:
     """Return the token of a page that begins with the item of this number."""
     return base64.b64encode(f"after {start}".encode()).decode()

@@ -20,7 +20,6 @@ from urllib.parse import quote
 from vmsnix_ops.sandbox.core import (
     ApiError,
     Paging,
-    constraint_text,
     given,
     not_emulated,
     operation,
@@ -111,7 +110,6 @@ class EntityKind(Generic[E]):
     resource: str  # in ARNs
     missing: str
     exists: str
-    longest: int = 64  # characters of a name
 
     def find(self, context: Context, name: str) -> E:
         """Return an entity, or raise ``NoSuchEntity``."""
@@ -123,7 +121,6 @@ class EntityKind(Generic[E]):
     def create(self, context: Context, params: Params, **facts: Any) -> E:
         """Add an entity to its table, and return it. `facts` are the fields that only this kind has."""
         name, path = params[f"{self.word}Name"], params.get("Path", "/")
-        _check_name(name, f"{self.word[0].lower()}{self.word[1:]}Name", self.longest)
         if not PATH.fullmatch(path):
             text = "The specified value for path is invalid. It must begin and end with /"
             raise ApiError("ValidationError", text)
@@ -161,19 +158,16 @@ POLICY = EntityKind(
     *("Policy", Policy, "policies", "ANPA", "policy"),
     "Policy {} was not found.",
     "A policy called {} already exists. Duplicate names are not allowed.",
-    longest=128,
 )
 PROFILE = EntityKind(
     *("InstanceProfile", InstanceProfile, "instance_profiles", "AIPA", "instance-profile"),
     "Instance Profile {} cannot be found.",
     "Instance Profile {} already exists.",
-    longest=128,
 )
 
 
 # Helpers
 
-NAME = re.compile(r"[\w+=,.@-]+")
 PATH = re.compile(r"(\u002F)|(\u002F[\u0021-\u007E]+\u002F)")
 PAGING = ("Marker", "MaxItems")
 
@@ -212,18 +206,6 @@ def _register_list(kind: EntityKind[E], view: Callable[[Context, E], dict[str, A
     operation("iam", f"List{kind.word}s", *PAGING, "PathPrefix")(list_all)
 
 
-def _check_name(name: str, member: str, longest: int) -> None:
-    r"""Check that a name has only the characters ``\w+=,.@-`` and is not too long."""
-    if not NAME.fullmatch(name):
-        raise _validation_error(name, member, "satisfy regular expression pattern: [\\w+=,.@-]+")
-    if len(name) > longest:
-        raise _validation_error(name, member, f"have length less than or equal to {longest}")
-
-
-def _validation_error(value: object, member: str, constraint: str) -> ApiError:
-    return ApiError("ValidationError", constraint_text(value, member, constraint))
-
-
 def _now(context: Context) -> datetime:
     """Return the time in whole seconds, as IAM shows it."""
     return context.clock.now().replace(microsecond=0)
@@ -242,15 +224,20 @@ _page = PAGES.page
 
 
 def _read_tags(tags: list[dict[str, str]] | None) -> dict[str, str]:
-    """Return a list of tags as a dictionary, after the checks: at most 50, each key once."""
+    """Return a list of tags as a dictionary, after the check that it has each key once."""
     found = {tag["Key"]: tag["Value"] for tag in tags or []}
     if len(found) != len(tags or []):
         raise ApiError(
             "InvalidInput", "Duplicate tag keys found. Please note that Tag keys are case insensitive."
         )
-    if len(found) > 50:
-        raise ApiError("LimitExceeded", "The number of tags has reached the maximum limit.", status=409)
     return found
+
+
+def _check_role_tags(tags: dict[str, str], given: list[dict[str, str]]) -> None:
+    """Check the tags that a role would have, and those of the request."""
+    _read_tags(given)
+    if len(tags) > 50:
+        raise ApiError("LimitExceeded", "The number of tags has reached the maximum limit.", status=409)
 
 
 def _check_without_policies(owner: Role | User) -> None:
@@ -386,19 +373,11 @@ def create_role(context: Context, params: Params) -> dict[str, Any]:
         params,
         trust_policy=check_policy(params["AssumeRolePolicyDocument"], trust=True),
         description=params.get("Description", ""),
-        max_session_seconds=_session_seconds(params),
+        max_session_seconds=params.get("MaxSessionDuration", 3600),
     )
     shown = _role_view(context, role) | tags_member(role.tags)
     del shown["MaxSessionDuration"]
     return {"Role": shown}
-
-
-def _session_seconds(params: Params) -> int:
-    seconds = int(params.get("MaxSessionDuration", 3600))
-    if not 3600 <= seconds <= 43200:
-        bound = "greater than or equal to 3600" if seconds < 3600 else "less than or equal to 43200"
-        raise _validation_error(seconds, "maxSessionDuration", f"have value {bound}")
-    return seconds
 
 
 @operation("iam", "GetRole", "RoleName")
@@ -416,7 +395,7 @@ def update_role(context: Context, params: Params) -> dict[str, Any]:
     """Change the description and the maximum session duration."""
     role = ROLE.find(context, params["RoleName"])
     if "MaxSessionDuration" in params:
-        role.max_session_seconds = _session_seconds(params)
+        role.max_session_seconds = params["MaxSessionDuration"]
     if "Description" in params:
         role.description = params["Description"]
     return {}
@@ -445,10 +424,7 @@ def _tagged_role(context: Context, params: Params) -> Role:
     return ROLE.find(context, params["RoleName"])
 
 
-register_tags(
-    *("iam", _tagged_role, "RoleName", ("TagRole", "UntagRole", "")),
-    check=lambda _tags, given: _read_tags(given),
-)
+register_tags("iam", _tagged_role, "RoleName", ("TagRole", "UntagRole", ""), check=_check_role_tags)
 
 
 # Managed policies of roles and users: the account's own, and some of AWS's
@@ -518,7 +494,6 @@ def _register_inline(kind: EntityKind[User] | EntityKind[Role]) -> None:
     member = f"{kind.word}Name"
 
     def put(context: Context, params: Params) -> dict[str, Any]:
-        _check_name(params["PolicyName"], "policyName", 128)
         owner = kind.find(context, params[member])
         owner.inline_policies[params["PolicyName"]] = check_policy(params["PolicyDocument"], trust=False)
         return {}

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 KEY_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|mrk-[0-9a-f]{32}")
 ALIAS_NAME = re.compile(r"alias/[a-zA-Z0-9/_-]{1,250}")
 MANAGED_ALIASES = ("alias/aws/ebs", "alias/aws/ssm")
-MAX_PLAINTEXT, MAX_DATA_KEY = 4096, 1024
 KEY_BYTES = {"AES_128": 16, "AES_256": 32}
 
 
@@ -406,8 +405,6 @@ def encrypt(context: Context, params: Params) -> dict[str, Any]:
     """Encrypt up to 4096 bytes."""
     key, text = _find_enabled(context, params["KeyId"]), params["Plaintext"]
     _check_algorithm(params)
-    if not 1 <= len(text) <= MAX_PLAINTEXT:
-        raise ApiError("ValidationException", f"plaintext must have 1 to {MAX_PLAINTEXT} bytes")  # memory
     sealed = _seal(key, params.get("EncryptionContext") or {}, text)
     return {"CiphertextBlob": sealed, "KeyId": key.arn, "EncryptionAlgorithm": "SYMMETRIC_DEFAULT"}
 
@@ -439,10 +436,7 @@ def generate_data_key(context: Context, params: Params) -> dict[str, Any]:
     if ("KeySpec" in params) == ("NumberOfBytes" in params):
         text = "Please specify either number of bytes or key spec."
         raise ApiError("ValidationException", text)
-    size = params["NumberOfBytes"] if "NumberOfBytes" in params else KEY_BYTES.get(params["KeySpec"], 0)
-    if not 1 <= size <= MAX_DATA_KEY:
-        raise ApiError("ValidationException", f"numberOfBytes must be between 1 and {MAX_DATA_KEY}")  # memory
-    plain = secrets.token_bytes(size)
+    plain = secrets.token_bytes(params.get("NumberOfBytes") or KEY_BYTES[params["KeySpec"]])
     sealed = _seal(key, params.get("EncryptionContext") or {}, plain)
     return {"CiphertextBlob": sealed, "Plaintext": plain, "KeyId": key.arn}
 

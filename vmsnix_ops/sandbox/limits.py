@@ -53,12 +53,9 @@ DEFAULTS = {
 """Name, default, and whether AWS raises the quota on request. The rates are requests a second."""
 
 QUOTA_CODE = re.compile(r"L-[0-9A-F]{8}")
-PAGES = Paging(  # texts from memory
-    "MaxResults",
-    100,
-    100,
+PAGES = Paging(  # text from memory
+    *("MaxResults", 100, 100),
     lambda: ApiError("InvalidPaginationTokenException", "Invalid input was provided."),
-    lambda _size: ApiError("IllegalArgumentException", "maxResults must be between 1 and 100."),
 )
 
 

@@ -42,8 +42,7 @@ IN_BIN_TAG = "aws:recycle-bin:resource-in-bin"
 ACTIVATION_SECONDS = 2.0
 """How long a new rule is pending and retains nothing. AWS documents only that it may take a moment."""
 
-RETENTION_DAYS = range(1, 366)
-MAX_EXCLUSIONS, MAX_RESOURCE_TAGS = 5, 50
+MAX_DAYS = 365
 
 
 @dataclass(slots=True)
@@ -114,11 +113,8 @@ def _validation_error(text: str, reason: str = "INVALID_PARAMETER_VALUE") -> Api
 
 
 PAGES = Paging(
-    "MaxResults",
-    1000,
-    1000,
+    *("MaxResults", 1000, 1000),
     lambda: _validation_error("The page token is invalid.", "INVALID_PAGE_TOKEN"),
-    lambda _size: _validation_error("MaxResults must be between 1 and 1000."),
 )
 
 
@@ -144,29 +140,15 @@ def _tag_view(tags: list[tuple[str, str | None]]) -> list[dict[str, str]]:
     ]
 
 
-def _read_tags(params: Params, member: str, most: int) -> list[tuple[str, str | None]]:
-    tags = [(tag["ResourceTagKey"], tag.get("ResourceTagValue")) for tag in params.get(member) or ()]
-    if len(tags) > most:
-        raise _validation_error(f"{member} can have at most {most} tags.")
-    for key, value in tags:
-        if not 1 <= len(key) <= 128 or len(value or "") > 256:
-            raise _validation_error(f"{member} has a tag with an invalid key or value.")
-    return tags
+def _read_tags(params: Params, member: str) -> list[tuple[str, str | None]]:
+    return [(tag["ResourceTagKey"], tag.get("ResourceTagValue")) for tag in params.get(member) or ()]
 
 
 def _read_days(params: Params) -> int:
-    period = params["RetentionPeriod"]
-    days: int = period["RetentionPeriodValue"]
-    if period["RetentionPeriodUnit"] != "DAYS" or days not in RETENTION_DAYS:
+    days: int = params["RetentionPeriod"]["RetentionPeriodValue"]
+    if days > MAX_DAYS:  # documented; the model allows more
         raise _validation_error("The retention period must be between 1 and 365 days.")
     return days
-
-
-def _read_description(params: Params) -> str:
-    text: str = params.get("Description", "")
-    if not re.fullmatch(r"[\S ]{0,255}", text):
-        raise _validation_error("The description is invalid.")
-    return text
 
 
 def _check_rule(rule: RetentionRule) -> None:
@@ -177,16 +159,11 @@ def _check_rule(rule: RetentionRule) -> None:
 def _check_resource_type(resource_type: str) -> str:
     if resource_type == "EBS_VOLUME":
         raise not_emulated("the resource type EBS_VOLUME of Recycle Bin")
-    if resource_type not in RECYCLABLE:
-        raise _validation_error(f"The resource type {resource_type} is invalid.")
     return resource_type
 
 
 def _find_rule(context: Context, params: Params) -> RetentionRule:
-    rule_id = params["Identifier"]
-    if not re.fullmatch("[0-9a-zA-Z]{11}", rule_id):
-        raise _validation_error(f"The rule identifier {rule_id} is invalid.")
-    return _existing_rule(context, rule_id)
+    return _existing_rule(context, params["Identifier"])
 
 
 def _existing_rule(context: Context, rule_id: str) -> RetentionRule:
@@ -211,9 +188,9 @@ def create_rule(context: Context, params: Params) -> dict[str, Any]:
         resource_type=_check_resource_type(params["ResourceType"]),
         days=_read_days(params),
         created=context.clock.now(),
-        description=_read_description(params),
-        matching=_read_tags(params, "ResourceTags", MAX_RESOURCE_TAGS),
-        excluded=_read_tags(params, "ExcludeResourceTags", MAX_EXCLUSIONS),
+        description=params.get("Description", ""),
+        matching=_read_tags(params, "ResourceTags"),
+        excluded=_read_tags(params, "ExcludeResourceTags"),
         tags={tag["Key"]: tag["Value"] for tag in params.get("Tags") or ()},
     )
     _check_rule(rule)
@@ -241,11 +218,11 @@ def update_rule(context: Context, params: Params) -> dict[str, Any]:
     if "RetentionPeriod" in params:
         changed.days = _read_days(params)
     if "Description" in params:
-        changed.description = _read_description(params)
+        changed.description = params["Description"]
     if "ResourceTags" in params:
-        changed.matching = _read_tags(params, "ResourceTags", MAX_RESOURCE_TAGS)
+        changed.matching = _read_tags(params, "ResourceTags")
     if "ExcludeResourceTags" in params:
-        changed.excluded = _read_tags(params, "ExcludeResourceTags", MAX_EXCLUSIONS)
+        changed.excluded = _read_tags(params, "ExcludeResourceTags")
     _check_rule(changed)
     context.table("retention_rules")[rule.rule_id] = changed
     return _rule_view(changed, context.clock)
@@ -263,8 +240,8 @@ def delete_rule(context: Context, params: Params) -> dict[str, Any]:
 def list_rules(context: Context, params: Params) -> dict[str, Any]:
     """Return the rules for a resource type. Assumption: a rule must have all the tags of the request."""
     kind = _check_resource_type(params["ResourceType"])
-    matching = set(_read_tags(params, "ResourceTags", MAX_RESOURCE_TAGS))
-    excluded = set(_read_tags(params, "ExcludeResourceTags", MAX_EXCLUSIONS))
+    matching = set(_read_tags(params, "ResourceTags"))
+    excluded = set(_read_tags(params, "ExcludeResourceTags"))
     rules = [
         rule
         for _, rule in sorted(context.table("retention_rules").items())

@@ -76,7 +76,13 @@ from vmsnix_ops.sandbox.wire.http import (
     write_response,
 )
 from vmsnix_ops.sandbox.wire.models import SERVICES, find_service_name, service_model
-from vmsnix_ops.sandbox.wire.protocols import identify_operation, parse_params, write_answer, write_error
+from vmsnix_ops.sandbox.wire.protocols import (
+    check_constraints,
+    identify_operation,
+    parse_params,
+    write_answer,
+    write_error,
+)
 from vmsnix_ops.sandbox.wire.signature import (
     UNSIGNED_PAYLOAD,
     VERSION_2_REGION,
@@ -410,6 +416,7 @@ class Dispatcher:
         exchange.request = hoist_query(exchange.request, exchange.authorization)
         service = exchange.service
         params = parse_params(exchange.request, target)
+        check_constraints(target, params)
         exchange.region = self._region(exchange, params)
         dry_run = service.name == "ec2" and bool(params.pop("DryRun", False))
         exchange.params = params

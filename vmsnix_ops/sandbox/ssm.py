@@ -19,7 +19,6 @@ from vmsnix_ops.sandbox.core import (
     NOT_EMULATED,
     ApiError,
     Paging,
-    constraint_text,
     given,
     not_emulated,
     operation,
@@ -234,15 +233,8 @@ def _parameter_metadata(parameter: EmulatedParameter, version: EmulatedVersion) 
 
 def _pages(most: int) -> Paging:
     """Return the pages of a list, with at most this many items each."""
-
-    def bad_size(size: int) -> ApiError:
-        bound = f"less than or equal to {most}" if size > most else "greater than or equal to 1"
-        return _validation_error(constraint_text(size, "maxResults", f"have value {bound}"))
-
-    def bad_token() -> ApiError:
-        return ApiError("InvalidNextToken", "The specified token is not valid.")
-
-    return Paging("MaxResults", most, most, bad_token, bad_size)
+    invalid = ApiError("InvalidNextToken", "The specified token is not valid.")
+    return Paging("MaxResults", most, most, lambda: invalid)
 
 
 def _check_name(name: str) -> None:
@@ -407,11 +399,13 @@ def _new_version(context: Context, params: Params, existing: EmulatedParameter |
 def _check_value(params: Params, tier: str, kind: str, data_type: str) -> None:
     value = params["Value"]
     if not value:
-        raise _validation_error(constraint_text("", "value", "have length greater than or equal to 1."))
-    if tier not in MAX_VALUE_BYTES or len(value.encode()) > MAX_VALUE_BYTES[tier]:
         raise _validation_error(
-            f"{tier} tier parameters support a maximum parameter value of {MAX_VALUE_BYTES.get(tier, 4096)} "
-            "characters."
+            "1 validation error detected: Value '' at 'value' failed to satisfy constraint: Member must have "
+            "length greater than or equal to 1."
+        )
+    if len(value.encode()) > MAX_VALUE_BYTES[tier]:
+        raise _validation_error(
+            f"{tier} tier parameters support a maximum parameter value of {MAX_VALUE_BYTES[tier]} characters."
         )
     if data_type not in DATA_TYPES:
         raise _validation_error(
@@ -452,9 +446,6 @@ def get_parameter(context: Context, params: Params) -> dict[str, Any]:
 @operation("ssm", "GetParameters", "Names WithDecryption")
 def get_parameters(context: Context, params: Params) -> dict[str, Any]:
     """Return up to ten parameters, and the unknown names."""
-    if not 1 <= len(params["Names"]) <= 10:
-        text = constraint_text(params["Names"], "names", "have length less than or equal to 10")
-        raise _validation_error(text)
     found, invalid = [], []
     for name in params["Names"]:
         try:

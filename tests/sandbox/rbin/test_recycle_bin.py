@@ -233,9 +233,9 @@ def test_a_rule_is_described_updated_and_deleted(aws: SandboxClients) -> None:
     with refused("ValidationException"):
         aws.rbin.update_rule(Identifier=rule_id, ResourceType="EBS_SNAPSHOT")
     arn = made["RuleArn"]
-    more = [{"Key": "a", "Value": "b"}, {"Key": "other, one", "Value": ""}]
+    more = [{"Key": "a", "Value": "b"}, {"Key": "other one", "Value": ""}]
     aws.rbin.tag_resource(ResourceArn=arn, Tags=more)
-    aws.rbin.untag_resource(ResourceArn=arn, TagKeys=["team", "other, one"])
+    aws.rbin.untag_resource(ResourceArn=arn, TagKeys=["team", "other one"])
     assert aws.rbin.list_tags_for_resource(ResourceArn=arn)["Tags"] == [{"Key": "a", "Value": "b"}]
     aws.rbin.delete_rule(Identifier=rule_id)
     for call in (aws.rbin.get_rule, aws.rbin.delete_rule):

@@ -36,6 +36,8 @@ from vmsnix_ops.sandbox.wire.models import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from botocore.model import OperationModel
 
     from vmsnix_ops.sandbox.wire.http import Request
@@ -81,6 +83,75 @@ def _validation_code(protocol: str) -> str:
 
 def _lower(name: str) -> str:
     return name[:1].lower() + name[1:]
+
+
+# Constraints of botocore's models: lengths, ranges, patterns and enumerations
+
+CHECKED_SERVICES = frozenset(words("iam kms rbin service-quotas ssm sts"))
+"""The services whose requests are checked here. The others have their own errors for invalid values."""
+
+OWN_ERRORS = frozenset({"pathType"})
+"""Shapes for which the service has another error than for a broken constraint."""
+
+
+def check_constraints(target: RequestTarget, params: dict[str, Any]) -> None:
+    """Check parameters by the constraints in the service's model, and report all that are broken.
+
+    Source of the text: public answers of IAM, KMS, STS and Systems Manager.
+    """
+    service, shape = target.service, target.model.input_shape
+    if shape is None or service.name not in CHECKED_SERVICES:
+        return
+    broken = [
+        f"Value {shown} failed to satisfy constraint: Member must {constraint}"
+        for shown, constraint in _broken_constraints(shape, params, "")
+    ]
+    if broken:
+        count = f"{len(broken)} validation error{'s' if len(broken) > 1 else ''} detected"
+        more: dict[str, Any] = {"Reason": "INVALID_PARAMETER_VALUE"} if service.name == "rbin" else {}
+        text = f"{count}: {'; '.join(broken)}"
+        raise ApiError(_validation_code(service.protocol), text, **more)
+
+
+def _broken_constraints(shape: Shape, value: Any, path: str) -> Iterator[tuple[str, str]]:
+    """Yield each value that breaks a constraint, as errors show it, and the constraint."""
+    if shape.name in OWN_ERRORS:
+        return
+    rules = shape.metadata
+    hidden = rules.get("sensitive") or isinstance(value, bytes)
+    text = f"[{', '.join(map(str, value))}]" if isinstance(value, list) else value
+    shown = f"at '{path}'" if hidden else f"'{text}' at '{path}'"
+    least, most = rules.get("min"), rules.get("max")
+    if isinstance(value, int | float):
+        size, what = float(value), "value"
+    elif isinstance(value, str | bytes | list | dict):
+        size, what = float(len(value)), "length"
+    else:
+        return
+    if rules.get("enum") and value not in rules["enum"]:
+        yield shown, f"satisfy enum value set: [{', '.join(rules['enum'])}]"
+    pattern = _compiled(rules["pattern"]) if "pattern" in rules else None
+    if pattern is not None and not pattern.fullmatch(value):
+        yield shown, f"satisfy regular expression pattern: {rules['pattern']}"
+    if least is not None and size < least:
+        yield shown, f"have {what} greater than or equal to {least}"
+    if most is not None and size > most:
+        yield shown, f"have {what} less than or equal to {most}"
+    if isinstance(shape, StructureShape):
+        for name in value:
+            yield from _broken_constraints(shape.members[name], value[name], _join(path, _lower(name)))
+    elif isinstance(shape, ListShape):
+        for number, item in enumerate(value, 1):
+            yield from _broken_constraints(shape.member, item, f"{path}.{number}.member")
+
+
+@cache
+def _compiled(pattern: str) -> re.Pattern[str] | None:
+    """Return a pattern of a model, whose syntax is that of Java; None when Python cannot read it."""
+    try:
+        return re.compile(pattern.replace(r"\p{L}\p{Z}\p{N}", r"\w\s"))
+    except re.error:
+        return None
 
 
 Tree = dict[str, Any]  # text at the leaves
@@ -545,15 +616,20 @@ def parse_params(request: Request, target: RequestTarget) -> dict[str, Any]:
     shape = target.model.input_shape
     protocol = target.service.protocol
     if target.form is not None:
-        return FormParser(protocol).parse(shape, target.form)
-    if target.route is None:
-        return read_json(shape, request.body.read(MAX_DOCUMENT_BYTES), protocol)
-    params = _parse_rest(request, target, shape, protocol) if shape is not None else {}
-    known = target.route.query_keys | SIGNATURE_KEYS | TRANSPORT_KEYS
+        params = FormParser(protocol).parse(shape, target.form)
+    elif target.route is None:
+        params = read_json(shape, request.body.read(MAX_DOCUMENT_BYTES), protocol)
+    else:
+        params = _parse_rest(request, target, shape, protocol) if shape is not None else {}
+        _check_query_keys(request, target.route, f"{target.service.name}:{target.operation}")
+    return params
+
+
+def _check_query_keys(request: Request, route: RestRoute, operation: str) -> None:
+    known = route.query_keys | SIGNATURE_KEYS | TRANSPORT_KEYS
     for key in request.query:
         if key not in known:
-            raise not_emulated(f"the query key {key!r} of {target.service.name}:{target.operation}")
-    return params
+            raise not_emulated(f"the query key {key!r} of {operation}")
 
 
 def _parse_rest(
