@@ -58,12 +58,14 @@ The text of an error is what happened, why, and what to do, in this order.
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from vmsnix_ops.text import line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+
+E = TypeVar("E", bound="AwsError")
 
 __all__ = [
     "AccessDeniedError",
@@ -296,9 +298,13 @@ class AwsError(VmsnixError):
 
     def with_fix(self, fix: str, kind: type[AwsError] | None = None) -> AwsError:
         """Return the same error with another fix, and as another class if one is given."""
-        return (kind or type(self))(
-            self.what,
-            why=self.why,
+        return self.restated(kind or type(self), self.what, why=self.why, fix=fix)
+
+    def restated(self, kind: type[E], what: str, *, why: str = "", fix: str = "") -> E:
+        """Return an error with another class and text, and with the same facts from AWS."""
+        return kind(
+            what,
+            why=why,
             fix=fix,
             code=self.code,
             operation=self.operation,

@@ -376,11 +376,11 @@ def bucket_errors(bucket: str, doing: str) -> Iterator[None]:
             raise missing_bucket(bucket) from error
         if error.code not in ELSEWHERE:
             raise
-        raise errors.BucketError(
+        raise error.restated(
+            errors.BucketError,
             f"The bucket {bucket} is in another region.",
             why="VM Import reads only from a bucket of its own region.",
             fix="Use a bucket in the region that you publish to.",
-            code=error.code,
         ) from error
 
 
@@ -464,14 +464,12 @@ def check_bucket(s3: S3Client, name: str, region: str, account: str) -> CheckRes
         if error.code in ("404", "NoSuchBucket"):
             raise missing_bucket(name) from error
         if error.code in ("403", "AccessDenied"):
-            raise errors.BucketError(
+            raise error.restated(
+                errors.BucketError,
                 f"No access to the bucket {name}.",
                 why="It belongs to another account, or the caller lacks s3:ListBucket on it.",
                 fix="Use a bucket of this account, or allow s3:ListBucket, s3:GetObject and s3:PutObject on "
                 "it.",
-                code=error.code,
-                operation=error.operation,
-                request_id=error.request_id,
             ) from error
         if error.code in ("301", "PermanentRedirect"):
             raise _elsewhere(name, "another region", region) from error

@@ -437,11 +437,11 @@ def wait_for_snapshot(ec2: EC2Client, snapshot_id: str, *, step: Step = NO_STEP)
     except errors.AwsError as error:
         if error.code != SNAPSHOT_NOT_FOUND:
             raise
-        raise errors.SnapshotFailedError(
+        raise error.restated(
+            errors.SnapshotFailedError,
             f"The snapshot {snapshot_id} no longer exists.",
             why="It was deleted by another publisher of the same image, an undo, or an operator.",
             fix="Run the same command again.",
-            code=error.code,
         ) from error
     if result.outcome == "failed":
         raise errors.SnapshotFailedError(

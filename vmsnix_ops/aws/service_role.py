@@ -55,13 +55,11 @@ def check_role(iam: IAMClient, name: str) -> CheckResult:
     except errors.AwsError as error:
         if code_of(error) != "NoSuchEntity":
             raise
-        raise errors.RoleError(
+        raise error.restated(
+            errors.RoleError,
             f"The role {name} does not exist.",
             why="VM Import reads the uploaded image with a service role in your account.",
             fix="Create it (vmsnix bootstrap --no-dry-run), or use another with --role-name NAME.",
-            code="NoSuchEntity",
-            operation=error.operation,
-            request_id=error.request_id,
         ) from error
     age = (datetime.now(UTC) - found["CreateDate"]).total_seconds()
     facts = {"age_seconds": age, "arn": found["Arn"], "new": age < NEW_ROLE_SECONDS}

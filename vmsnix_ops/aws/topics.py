@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     import boto3
     from types_boto3_sns.type_defs import PublishInputTypeDef
 
-TOPIC_ARN = re.compile(r"arn:aws[a-z-]*:sns:[a-z0-9-]+:[0-9]{12}:[\w-]{1,256}(\.fifo)?", re.ASCII)
 LONGEST_SUBJECT = 100
 
 

@@ -157,10 +157,7 @@ def _still_running(state: SmokeTestState, region: str) -> errors.SmokeTestError 
         fix = f"Terminate it: aws ec2 terminate-instances --region {region} --instance-ids {' '.join(ids)}"
     refused = list(state.refused.values())
     why = " ".join(f"{error.what} {error.why}".strip() for error in refused)
-    first = refused[0]
-    return errors.SmokeTestError(
-        what, why=why, fix=fix, code=first.code, operation=first.operation, request_id=first.request_id
-    )
+    return refused[0].restated(errors.SmokeTestError, what, why=why, fix=fix)
 
 
 def _both(error: errors.VmsnixError, running: errors.SmokeTestError) -> errors.VmsnixError:

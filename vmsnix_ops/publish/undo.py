@@ -179,14 +179,12 @@ def _not_allowed(
 ) -> errors.AccessDeniedError:
     first = refused[0][1]
     policies = dict.fromkeys(_POLICIES[leftover.kind] for leftover, _ in refused)
-    return errors.AccessDeniedError(
+    return first.restated(
+        errors.AccessDeniedError,
         f"Not deleted: {', '.join(' '.join(str(leftover).split()) for leftover, _ in refused)}.",
         why=first.why,
         fix=f"Run vmsnix undo {run_id} again with the policy of {' and of '.join(policies)}. That policy "
         "covers only snapshots with the tag vmsnix:digest; others need an administrator.",
-        code=first.code,
-        operation=first.operation,
-        request_id=first.request_id,
     )
 
 

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors, region_names
+from vmsnix_ops.arguments import check_form
 from vmsnix_ops.aws import buckets, identity, images, imports, keys, quotas, service_role, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.ebs_direct import manifests, reading, writing
 from vmsnix_ops.aws.iam.documents import allow, policy
 from vmsnix_ops.aws.iam.permissions import PERMISSIONS, Target, needs_of
-from vmsnix_ops.aws.topics import TOPIC_ARN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -78,13 +78,11 @@ class PolicyScope:
             ("partition", self.partition, _PARTITION, f"use one of {', '.join(region_names.partitions())}"),
             *(("region", name, _REGION, "use a region such as eu-central-1") for name in self.regions),
         ]
-        if self.topic:
-            shapes.append(
-                ("topic", self.topic, TOPIC_ARN, "use an ARN such as arn:aws:sns:REGION:ACCOUNT:NAME")
-            )
         for name, value, shape, rule in shapes:
             if not shape.fullmatch(value):
                 raise errors.ParameterError(f"Invalid {name} {value!r}: {rule}.")
+        if self.topic:
+            check_form("topic", self.topic, f"topic: {self.topic!r}")
         for name in self.regions:
             identity.check_region_name(name)
 
