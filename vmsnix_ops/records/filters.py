@@ -57,7 +57,7 @@ OPEN_COLUMNS = ("image", "runbook", "step", "channel", "rule")
 """Columns in which a value that is not recorded, but similar to a recorded one, is a typing mistake."""
 
 
-def door(function: Callable[P, R]) -> Callable[P, R]:
+def explain_wrong_calls(function: Callable[P, R]) -> Callable[P, R]:
     """Explain a call that Python would refuse with a TypeError, by the names of the arguments."""
     signature = inspect.signature(function)
 

@@ -17,7 +17,7 @@ from vmsnix_ops.endpoints import ENDPOINT_KINDS, endpoint_kind
 from vmsnix_ops.progress import counted
 from vmsnix_ops.records import filters, schemas, timing_plots
 from vmsnix_ops.records import timings as step_timings
-from vmsnix_ops.records.filters import Filter, When, door
+from vmsnix_ops.records.filters import Filter, When, explain_wrong_calls
 from vmsnix_ops.records.result import Result
 from vmsnix_ops.records.tables import ALL_ENDPOINTS, ENDPOINT, Tables, open_tables
 from vmsnix_ops.region_names import check_region_name, known_regions
@@ -53,7 +53,7 @@ def __dir__() -> list[str]:
     return __all__
 
 
-@door
+@explain_wrong_calls
 def runs(
     tables: Tables | None = None,
     *,
@@ -75,7 +75,7 @@ def runs(
     return _select("runs", locals())
 
 
-@door
+@explain_wrong_calls
 def steps(
     tables: Tables | None = None,
     *,
@@ -97,7 +97,7 @@ def steps(
     return _select("steps", locals())
 
 
-@door
+@explain_wrong_calls
 def amis(
     tables: Tables | None = None,
     *,
@@ -125,7 +125,7 @@ def amis(
     return _select("amis", locals())
 
 
-@door
+@explain_wrong_calls
 def promotions(
     tables: Tables | None = None,
     *,
@@ -147,7 +147,7 @@ def promotions(
     return _select("promotions", locals())
 
 
-@door
+@explain_wrong_calls
 def inventory(
     tables: Tables | None = None,
     *,
@@ -177,7 +177,7 @@ def inventory(
     return _select("inventory", locals())
 
 
-@door
+@explain_wrong_calls
 def findings(
     tables: Tables | None = None,
     *,
@@ -200,7 +200,7 @@ def findings(
     return _select("findings", locals())
 
 
-@door
+@explain_wrong_calls
 def packages(
     tables: Tables | None = None,
     *,
@@ -221,7 +221,7 @@ def packages(
     return _select("packages", locals())
 
 
-@door
+@explain_wrong_calls
 def proofs(
     tables: Tables | None = None,
     *,
@@ -241,7 +241,7 @@ def proofs(
     return _select("proofs", locals())
 
 
-@door
+@explain_wrong_calls
 def retirements(
     tables: Tables | None = None,
     *,
@@ -438,7 +438,7 @@ def checked_last(last: object) -> int | None:
     raise errors.ParameterError(f"last={last!r} is not a number of rows.", why=why, fix="Use 0 or more.")
 
 
-@door
+@explain_wrong_calls
 def unpack(frame: pd.DataFrame, column: str) -> pd.DataFrame:
     """Return a frame with a JSON column as columns or rows.
 
@@ -582,7 +582,7 @@ class Timings(Result):
         return timing_plots.plot_compare(self.steps, ax=ax)
 
 
-@door
+@explain_wrong_calls
 def timings(
     tables: Tables | None = None,
     *,
@@ -617,7 +617,7 @@ def timings(
     return step_timings.summary(found, by=by, percentiles=percentiles)
 
 
-@door
+@explain_wrong_calls
 @check_arguments
 def read(
     *,

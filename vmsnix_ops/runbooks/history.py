@@ -50,7 +50,7 @@ from vmsnix_ops.endpoints import endpoint_kind
 from vmsnix_ops.errors import ParameterError, nearest
 from vmsnix_ops.progress import counted
 from vmsnix_ops.records import filters, result, schemas
-from vmsnix_ops.records.filters import Filter, When, door
+from vmsnix_ops.records.filters import Filter, When, explain_wrong_calls
 from vmsnix_ops.records.history import (
     Timings,
     amis,
@@ -131,7 +131,7 @@ filters.DECLARED.update(runbook=catalog.names, rule=_rules)
 filters.FULL_NAMES["runbook"] = catalog.full_name
 
 
-@door
+@explain_wrong_calls
 def results(
     runbook: Filter = None,
     *,
