@@ -535,35 +535,27 @@ def _moment(text: str | None) -> datetime | None:
     return datetime.fromisoformat(text) if text else None
 
 
+_SAME_COLUMNS = (
+    *("ami_id", "name", "digest", "region", "account", "created_at", "size_gib", "root_device", "state"),
+    *("imds_support", "tpm_support", "ena_support", "public", "deprecated_at", "description"),
+)
+"""Columns of the table ``amis`` that are fields of `Ami`."""
+
+
 def ami_row(ami: Ami, *, recorded_at: datetime, source: str, via: str | None = None) -> dict[str, object]:
     """Return an AMI as a row of the ``amis`` table, from AWS's data only, so a sync returns the same row."""
+    systems = {"x86_64": "x86_64-linux", "arm64": "aarch64-linux"}
     return {
-        "ami_id": ami.ami_id,
-        "name": ami.name,
+        **{name: getattr(ami, name) for name in _SAME_COLUMNS},
         "image": ami.tags.get(tagging.IMAGE),
         "version": ami.tags.get(tagging.VERSION),
-        "system": {"x86_64": "x86_64-linux", "arm64": "aarch64-linux"}.get(
-            ami.architecture, ami.architecture
-        ),
-        "digest": ami.digest,
-        "region": ami.region,
-        "account": ami.account,
+        "system": systems.get(ami.architecture, ami.architecture),
         "snapshot_id": ami.snapshot_ids[0] if ami.snapshot_ids else None,
         "run_id": ami.tags.get(tagging.RUN),
-        "created_at": ami.created_at,
         "recorded_at": recorded_at,
-        "size_gib": ami.size_gib,
         "boot_mode": ami.boot_mode or None,  # empty if the AMI was registered without one
-        "root_device": ami.root_device,
-        "imds_support": ami.imds_support,
-        "tpm_support": ami.tpm_support,
-        "ena_support": ami.ena_support,
         "via": via,
-        "public": ami.public,
-        "deprecated_at": ami.deprecated_at,
         "protected": ami.protection.startswith("enabled"),
-        "description": ami.description,
-        "state": ami.state,
         "flake": ami.tags.get(tagging.FLAKE),
         "derivation": ami.tags.get(tagging.DERIVATION),
         "root_hash": ami.tags.get(tagging.ROOT_HASH),
