@@ -1,7 +1,7 @@
 """Sessions, clients, and errors of AWS as errors of this package.
 
 All clients come from `client`, so timeouts, retries and the user agent are the same everywhere. All calls are
-inside `calling`, so an operator never sees a bare ``ClientError``.
+inside `calling`, so no bare ``ClientError`` is shown.
 """
 
 from __future__ import annotations
