@@ -295,7 +295,7 @@ def _vhdx_size_at(source: ByteSource) -> int | None:
     region = number_behind(_METADATA_REGION, _REGIONS, 8)
     item = None if region is None else number_behind(_DISK_SIZE_ITEM, region, 4)
     if region is None or item is None or region + item + 8 > source.size:
-        return None  # `qemu-img` says what is wrong
+        return None  # `qemu-img` reports the error
     return region + item
 
 
