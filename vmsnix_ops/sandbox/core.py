@@ -254,8 +254,8 @@ class Clock:
         """Return whether AWS still lists something that has ended, such as a terminated instance.
 
         It is listed for `seconds` of sandbox time, and for at least as many seconds of real time, up to
-        `LISTED_REAL_SECONDS`, so that a client that polls every minute sees the end. `advance` counts for
-        both.
+        `LISTED_REAL_SECONDS`, so that a client that polls every minute reads the last state. `advance`
+        counts for both.
         """
         return self.age(ended) <= seconds or self.elapsed(ended) <= min(seconds, LISTED_REAL_SECONDS)
 
