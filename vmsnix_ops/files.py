@@ -98,18 +98,17 @@ def read_toml(path: Path, noun: str, error: type[VmsnixError]) -> tuple[str, dic
         raise error(f"{noun} {path} is not valid TOML.", why=why, fix="Correct that value.") from cause
 
 
-def write(path: Path, content: str | bytes, *, redactor: Redactor | None = None) -> None:
+def write(path: Path, content: str | bytes, *, redactor: Redactor | None = None, clean: bool = False) -> None:
     """Replace a file atomically, without the secrets of the content.
 
     The suffix of the path decides whether the redacted content must be valid JSON. By default, the secrets of
-    this process are removed.
+    this process are removed. `clean` content is known to contain none, and is not searched.
     """
-    redactor = redactor or Redactor(secret_values())
     raw = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with os.fdopen(create(temporary), "wb") as file:
-            file.write(redactor.content(raw, path.name))
+            file.write(raw if clean else (redactor or Redactor(secret_values())).content(raw, path.name))
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

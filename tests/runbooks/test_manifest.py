@@ -170,7 +170,7 @@ def test_a_run_of_a_modified_notebook_has_the_defaults_of_the_manifest_and_is_ma
     assert first.startswith("30-try-this, run ")
     assert first.endswith("MODIFIED: its cells differ from those of the package")
     assert "Edited world True" in rest
-    (folder,) = edited.archive.iterdir()
+    (folder,) = edited.archive.glob("*/")
     result = json.loads((folder / "result.json").read_text())
     assert (result["modified"], result["parameters"]) == (True, {"name": "world", "dry_run": True})
     assert first in (folder / "log.txt").read_text().splitlines()[0]
@@ -197,7 +197,7 @@ def test_a_modified_notebook_changes_nothing_unless_that_is_confirmed(
     assert not edited.archive.exists()
     assert main(["try-this", "--no-dry-run", "--modified"]) == 0
     assert "Edited world False" in capsys.readouterr().out
-    (folder,) = edited.archive.iterdir()
+    (folder,) = edited.archive.glob("*/")
     assert main(["rerun", folder.name]) == 2
     assert "add --modified" in capsys.readouterr().err
     book = catalog.find("try-this")

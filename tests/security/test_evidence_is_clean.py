@@ -367,7 +367,7 @@ def test_the_setting_shared_lets_the_umask_decide(shelf: Shelf, aws: Any, tmp_pa
         run_with_umask(0o027, shelf, aws, tmp_path)
     finally:
         files.set_shared(False)
-    (folder,) = shelf.archive.iterdir()
+    (folder,) = shelf.archive.glob("*/")
     assert stat.S_IMODE(folder.stat().st_mode) == 0o750
     assert stat.S_IMODE((folder / "notebook.ipynb").stat().st_mode) == 0o640
 

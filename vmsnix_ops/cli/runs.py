@@ -255,12 +255,15 @@ def repair(parent: tuple[str, bool], run_id: str, as_json: bool, archive: str, s
 
     from vmsnix_ops.cli.output import show_json
     from vmsnix_ops.cli.sandbox import load_settings
+    from vmsnix_ops.runbooks.evidence import index
     from vmsnix_ops.runbooks.evidence.runs import repair as repair_runs
 
     settings = load_settings(sandbox=sandbox or parent[1])
     opened = open_archive(archive or parent[0], sandbox=sandbox or parent[1])
     wanted = opened.full_id(run_id) if run_id else ""
     found = list(repair_runs(opened, settings, run_id=wanted))
+    if found and (problem := index.update(opened, again=[one.run_id for one in found])):
+        echo(line(problem), err=True)
     if as_json:
         show_json([asdict(one) for one in found])
     elif not found:
@@ -271,6 +274,20 @@ def repair(parent: tuple[str, bool], run_id: str, as_json: bool, archive: str, s
             for problem in one.problems:
                 echo(line(f"  {problem}"))
     return 3 if any(one.problems for one in found) else 0
+
+
+@runs.command()
+@sandbox_option
+@archive_option
+@click.pass_obj
+def index(parent: tuple[str, bool], archive: str, sandbox: bool) -> None:
+    """Write the page with the list of all runs again, from the entries of all runs.
+
+    Each run updates index.html in the archive when it ends. Use this for runs of earlier versions.
+    """
+    from vmsnix_ops.runbooks.evidence import index as lists
+
+    echo(lists.rebuild(open_archive(archive or parent[0], sandbox=sandbox or parent[1]), most=None))
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

@@ -166,7 +166,7 @@ def test_a_reader_that_closes_the_output_stops_no_run(shelf: Shelf, worked: Path
     assert worked.read_text() == "second"
     assert process.returncode == 3
     assert b"Traceback" not in complained
-    (folder,) = shelf.archive.iterdir()
+    (folder,) = shelf.archive.glob("*/")
     entry = json.loads((folder / "result.json").read_text())
     assert entry["status"] == "partial"
     assert any(os.strerror(errno.EPIPE) in problem for problem in entry["problems"])
@@ -186,7 +186,7 @@ def test_a_run_whose_terminal_is_closed_cleans_up_and_keeps_the_evidence(shelf: 
         os.close(terminal)  # the kernel sends SIGHUP, and every write to the terminal fails from now on
         ended = wait_for_end(child)
     assert ended is not None
-    (folder,) = shelf.archive.iterdir()
+    (folder,) = shelf.archive.glob("*/")
     result = json.loads((folder / "result.json").read_text())
     assert result["status"] == "cancelled"
     assert "cleaned up" in (folder / "notebook.ipynb").read_text()

@@ -96,7 +96,7 @@ class RunFiles:
 
 def runs_in(state: Path) -> list[RunFiles]:
     """Return the runs in the archive below a state folder, oldest first."""
-    return [RunFiles(folder) for folder in sorted((state / "archive").iterdir())]
+    return [RunFiles(folder) for folder in sorted((state / "archive").glob("*/"))]
 
 
 def code_cells(runbook: str) -> dict[str, str]:

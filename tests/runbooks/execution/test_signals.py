@@ -124,7 +124,7 @@ def test_a_killed_run_leaves_its_files(shelf: Shelf) -> None:
     running.process.kill()
     os.kill(running.helper, signal.SIGTERM)  # it has inherited the pipes
     assert running.end()[0] == -signal.SIGKILL
-    (folder,) = shelf.archive.iterdir()
+    (folder,) = shelf.archive.glob("*/")
     assert json.loads((folder / "result.json").read_text())["status"] == "running"
     assert Archive(str(shelf.archive), folder).find(folder.name).status == "lost"
     cells = json.loads((folder / "notebook.ipynb").read_text())["cells"]

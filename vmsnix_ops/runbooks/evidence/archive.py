@@ -55,6 +55,8 @@ CONTENT_TYPES = {
     "jsonl": "application/x-ndjson",
     "txt": "text/plain; charset=utf-8",
 }
+CONFLICTS = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey"})
+"""Answers to a conditional PUT: changed, being changed, deleted."""
 NOT_FOUND = frozenset({"404", "NoSuchKey", "NotFound"})
 FORBIDDEN = frozenset({"403", "AccessDenied"})  # S3's answer to a HEAD without s3:GetObject
 
@@ -71,16 +73,18 @@ def split(location: str) -> tuple[str, str]:
 
 
 @needs("s3:PutObject")
-def put(environment: Mapping[str, str], location: str, content: bytes) -> None:
-    """Write an object. S3 compares the received bytes with their SHA-256."""
+def put(environment: Mapping[str, str], location: str, content: bytes, **conditions: Any) -> str:
+    """Write an object, and return its ETag. S3 compares the received bytes with their SHA-256."""
     bucket, key = split(location)
-    client(environment).put_object(
+    written = client(environment).put_object(
         Bucket=bucket,
         Key=key,
         Body=content,
         ContentType=CONTENT_TYPES.get(key.rpartition(".")[2], "application/octet-stream"),
         ChecksumSHA256=base64.b64encode(hashlib.sha256(content).digest()).decode(),
+        **conditions,
     )
+    return written["ETag"]
 
 
 @needs("s3:GetObject", "s3:ListBucket", "s3:PutObject")
@@ -100,19 +104,45 @@ def put_once(environment: Mapping[str, str], location: str, content: bytes) -> N
     put(environment, location, content)
 
 
+@needs("s3:GetObject", "s3:PutObject")
+def put_if(environment: Mapping[str, str], location: str, content: bytes, version: str) -> str:
+    """Write an object if it still has a version, empty for a new object; return its new version.
+
+    Empty if another writer was first. S3 supports the conditions ``If-Match`` and ``If-None-Match`` of a PUT
+    since November 2024, and answers 412, or 409 during another write of the object ("Add preconditions to S3
+    operations with conditional requests" in the S3 user guide).
+    """
+    from botocore.exceptions import ClientError
+
+    try:
+        return put(
+            environment, location, content, **({"IfMatch": version} if version else {"IfNoneMatch": "*"})
+        )
+    except ClientError as error:
+        if error.response["Error"]["Code"] in CONFLICTS:
+            return ""
+        raise
+
+
 @needs("s3:GetObject", "s3:ListBucket")
-def get(environment: Mapping[str, str], location: str) -> bytes | None:
-    """Return the content of an object; ``None`` if it does not exist."""
+def get_version(environment: Mapping[str, str], location: str) -> tuple[bytes | None, str]:
+    """Return the content of an object and its version for `put_if`; ``None`` if it does not exist."""
     from botocore.exceptions import ClientError
 
     bucket, key = split(location)
     try:
-        content = client(environment).get_object(Bucket=bucket, Key=key)["Body"].read()
+        found = client(environment).get_object(Bucket=bucket, Key=key)
+        return found["Body"].read(), found["ETag"]
     except ClientError as error:
         if error.response["Error"]["Code"] in NOT_FOUND:
-            return None
+            return None, ""
         raise
-    return content
+
+
+@needs("s3:GetObject", "s3:ListBucket")
+def get(environment: Mapping[str, str], location: str) -> bytes | None:
+    """Return the content of an object; ``None`` if it does not exist."""
+    return get_version(environment, location)[0]
 
 
 @needs("s3:ListBucket")
@@ -548,4 +578,4 @@ def is_running(folder: Path) -> bool:
 
 def archivist_actions() -> tuple[str, ...]:
     """Return the IAM actions for saving evidence in a bucket, and for reading it."""
-    return needs_of(put, put_once, get, folders)
+    return needs_of(put, put_once, put_if, get, folders)

@@ -157,7 +157,7 @@ class Archive:
         last
             Return only the newest N runs.
         """
-        found = self._read_all([name for name in self.ids() if f"-{runbook}" in name])
+        found = self.read_all([name for name in self.ids() if f"-{runbook}" in name])
         matching = (run for run in found if run.matches(runbook=runbook, image=image, status=status, ami=ami))
         return list(islice(matching, last))
 
@@ -248,7 +248,7 @@ class Archive:
 
         A run whose files cannot be read is skipped.
         """
-        for run in self._read_all(self.ids()):
+        for run in self.read_all(self.ids()):
             for values in (*self.earlier_attempts(run), run.values):
                 with suppress(KeyError, TypeError, ValueError):
                     if values.get("finished_at"):
@@ -263,7 +263,8 @@ class Archive:
         """Return the folder of a run on this machine, which may not exist."""
         return (self.work if self.remote else Path(self.location)) / run_id
 
-    def _read_all(self, ids: list[str]) -> Iterator[ArchivedRun]:
+    def read_all(self, ids: list[str]) -> Iterator[ArchivedRun]:
+        """Yield runs by their IDs; a run that was just deleted is left out."""
         if not self.remote:
             yield from filter(None, map(self._read_or_mark, ids))
             return
