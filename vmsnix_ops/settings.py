@@ -17,13 +17,16 @@ from __future__ import annotations
 import math
 import os
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from vmsnix_ops import files
-from vmsnix_ops.arguments import MOST_DAYS
+from vmsnix_ops.arguments import FORMS, MOST_DAYS
+from vmsnix_ops.endpoints import is_loopback
 from vmsnix_ops.errors import ParameterError, SettingsError, nearest
+from vmsnix_ops.redaction import remember
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -127,6 +130,12 @@ class Settings:
         Monthly price of a GiB of snapshot in USD by region: in the standard and in the archive tier.
         ``default`` is for all other regions. In the file a table, ``eu-central-1 = [0.054, 0.0135]`` below
         ``[snapshot_prices]``; in a variable ``eu-central-1=0.054/0.0135,default=0.05/0.0125``.
+    notify_topic
+        ARN of an SNS topic that gets a notice when a run without a terminal fails or ends partial; empty for
+        none.
+    notify_webhook
+        URL that gets the same notice as a POST of JSON; empty for none. It must begin with ``https://``, or
+        name this machine. It is a secret: use the variable ``VMSNIX_NOTIFY_WEBHOOK``.
     retire_keep_last
         Number of AMIs to keep for each image and architecture (the newest), and for each channel (its last
         values). This and the next five settings are the retirement policy of audits and retirements.
@@ -163,6 +172,8 @@ class Settings:
     audit_role: str
     audit_external_id: str
     snapshot_prices: Mapping[str, tuple[float, float]]
+    notify_topic: str
+    notify_webhook: str = field(repr=False)
     retire_keep_last: int
     retire_min_age_days: float
     retire_launched_days: float
@@ -179,6 +190,8 @@ class Settings:
 
 
 FIELDS: tuple[str, ...] = tuple(field.name for field in fields(Settings))
+SECRETS = frozenset({"notify_webhook"})
+"""Settings whose values no error shows."""
 LISTS = frozenset({"allowed_accounts", "audit_accounts", "channels", "runbooks"})
 VARIABLES: dict[str, str] = {f"VMSNIX_{name.upper()}": name for name in FIELDS}
 
@@ -318,7 +331,8 @@ def _from_file(path: Path | None) -> dict[str, _Given]:
                 why=nearest(key, FIELDS) or f"The settings are {_listed(FIELDS)}.",
                 fix="Correct it or remove it.",
             )
-        given[key] = _Given(value, f"{place}: {key} = {value!r}", path.parent, path.name)
+        shown = "…" if key in SECRETS else repr(value)
+        given[key] = _Given(value, f"{place}: {key} = {shown}", path.parent, path.name)
     return given
 
 
@@ -351,7 +365,8 @@ def _from_environment(environment: Mapping[str, str], folder: Path) -> dict[str,
             parsed = words
         elif field == "snapshot_prices":
             parsed = {place: prices.split("/") for place, _, prices in (w.partition("=") for w in words)}
-        given[field] = _Given(parsed, f"{name}={value}", folder, name)
+        shown = "…" if field in SECRETS else value
+        given[field] = _Given(parsed, f"{name}={shown}", folder, name)
     return given
 
 
@@ -472,6 +487,22 @@ def _days(given: _Given) -> float:
     return value
 
 
+def _topic(given: _Given) -> str:
+    text = _text(given)
+    if not re.fullmatch(FORMS["topic"][0], text, re.ASCII):
+        raise given.refuse("It is not an SNS topic ARN.", f"Use {FORMS['topic'][1]}.")
+    return text
+
+
+def _webhook(given: _Given) -> str:
+    text = _text(given)
+    parts = urlsplit(text)
+    if not parts.hostname or not (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(text))):
+        raise given.refuse("It is not an https URL.", "Use a URL such as https://hooks.example.com/….")
+    remember(text, parts.path.strip("/"))
+    return text
+
+
 def _prices(given: _Given) -> dict[str, tuple[float, float]]:
     if not isinstance(given.value, dict):
         raise given.refuse_type(
@@ -520,6 +551,8 @@ _CHECKS: dict[str, tuple[Callable[[_Given], object], object]] = {
     "audit_role": (_text, "vmsnix-auditor"),
     "audit_external_id": (_text, ""),
     "snapshot_prices": (_prices, {}),
+    "notify_topic": (_topic, ""),
+    "notify_webhook": (_webhook, ""),
     "retire_keep_last": (_whole(0, MOST_DAYS), _POLICY.keep_last),
     "retire_min_age_days": (_days, _POLICY.min_age_days),
     "retire_launched_days": (_days, _POLICY.launched_days),

@@ -48,6 +48,7 @@ INDEX = "downloads packages; CI runs the install commands of README.md"
 ADDED = "changes the package; tests/test_contributing.py runs it in a copy"
 STARTS = "starts a server: test_a_server_starts"
 LAB = "starts JupyterLab, as tests/browser does"
+UNITS = "needs a machine with systemd as PID 1; test_schedule.py checks the units and runs their command"
 NOT_RUN = {
     ("README.md", "python3 -m venv"): INDEX,
     ("README.md", ".venv/bin/pip install"): INDEX,
@@ -65,6 +66,8 @@ NOT_RUN = {
     ("docs/weekly-report.md", "vmsnix sandbox"): STARTS,
     ("docs/how-to/console.md", "vmsnix console"): LAB,
     ("docs/how-to/console.md", "vmsnix lab"): LAB,
+    ("docs/how-to/schedule.md", "sudo systemctl"): UNITS,
+    ("docs/how-to/schedule.md", "journalctl"): UNITS,
     ("docs/how-to/fleet.md", "dask"): "needs other machines; tests/runbooks/fleet uses a cluster with TLS",
     ("docs/how-to/first-publish.md", "aws cloudformation"): "the sandbox has no CloudFormation; "
     "tests/publish checks the template",

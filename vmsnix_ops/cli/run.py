@@ -417,9 +417,15 @@ def execute(
             resumed=resumed,
             screen=screen,
             on_event=on_event,
+            notify=is_unattended(),
         )
     following = next_command(runbook, outcome.values, sandbox=sandbox)
     return show_end(outcome, as_json=outcome.values if as_json else None, following=following)
+
+
+def is_unattended() -> bool:
+    """Return whether no person waits for this command: none of its streams is a terminal."""
+    return not any(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
 
 
 def _confirmed(runbook: catalog.Runbook, given: Mapping[str, object]) -> bool:

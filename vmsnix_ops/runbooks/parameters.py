@@ -209,7 +209,7 @@ def defaults_in_use(
         sources = settings_module.sources(environment=environment)
         for name in settings_module.FIELDS:
             value = getattr(settings, name)
-            if value not in (None, "", ()):
+            if value not in (None, "", ()) and name not in settings_module.SECRETS:
                 shown = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
                 found[name] = f"{shown}, from {sources[name]}" if name in sources else shown
     return found

@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -27,8 +27,8 @@ from vmsnix_ops.errors import ConfirmationError, ParameterError, RunError
 from vmsnix_ops.records.run_context import new_run_id
 from vmsnix_ops.runbooks import catalog, parameters
 from vmsnix_ops.runbooks.evidence import archive as archives
-from vmsnix_ops.runbooks.evidence import writing
-from vmsnix_ops.runbooks.execution import kernels, side_effects
+from vmsnix_ops.runbooks.evidence import index, writing
+from vmsnix_ops.runbooks.execution import kernels, notices, side_effects
 from vmsnix_ops.runbooks.execution._interrupts import signals
 from vmsnix_ops.runbooks.execution._kernel import ERROR_FILE
 from vmsnix_ops.runbooks.execution._output import LiveOutput, OutputLimits
@@ -140,6 +140,7 @@ def run(
     confirmed: bool = False,
     modified: bool = False,
     record: bool = True,
+    notify: bool = False,
     resumed: Resumed | None = None,
 ) -> RunOutcome:
     """Run a runbook with papermill, and save the evidence, also of a failed run.
@@ -181,6 +182,8 @@ def run(
         parameters and defaults of the unmodified one.
     record
         Whether the run gets a row in the history.
+    notify
+        Whether a failed or partial run sends the notices of the settings: no person waits for it.
     resumed
         The past run of which this is the next attempt; then `archive` and `run_id` are not used.
 
@@ -240,9 +243,11 @@ def run(
     passed = values if differs else checked
     prepared = writing.PreparedRun(wanted, content, passed, settings, variables, cwd, opened, entry)
     try:
-        return _run(prepared, screen, on_event, limits or OutputLimits(), interrupter, record=record)
+        outcome = _run(prepared, screen, on_event, limits or OutputLimits(), interrupter, record=record)
     finally:
         opened.release()
+    unsent = notices.send(outcome.values, settings, variables) if notify else []
+    return replace(outcome, problems=(*outcome.problems, *unsent))
 
 
 def read_notebook(
@@ -313,6 +318,7 @@ def _run(
             failure = Failure(**redactor.value(failure.to_json()))
             live.note(f"{status}: {failure}", screen=False)
         values = writing.save(prepared, notebook, redactor, live, status, failure, seconds, record=record)
+        unlisted = index.add(prepared.folder, values)
     return RunOutcome(
         run_id=prepared.folder.run_id,
         runbook=prepared.runbook.name,
@@ -325,7 +331,7 @@ def _run(
         seconds=seconds,
         error=failure,
         values=values,
-        problems=tuple(values["problems"]),
+        problems=(*values["problems"], *([unlisted] if unlisted else [])),
     )
 
 

@@ -33,8 +33,8 @@ from vmsnix_ops.errors import ArchiveError, RunError
 from vmsnix_ops.records.run_context import RunContext, new_run_id, set_kernel_run
 from vmsnix_ops.runbooks import catalog
 from vmsnix_ops.runbooks.evidence import archive as archives
-from vmsnix_ops.runbooks.evidence import cells, chain, writing
-from vmsnix_ops.runbooks.execution import cards, side_effects
+from vmsnix_ops.runbooks.evidence import cells, chain, index, writing
+from vmsnix_ops.runbooks.execution import cards, notices, side_effects
 from vmsnix_ops.runbooks.execution.status import INTERRUPTS, PARTIAL, Failure, cell_failure, describe
 from vmsnix_ops.text import echo
 
@@ -371,6 +371,11 @@ class KernelRun:
             record=True,
             keep=not final,
         )
+        problems = [index.add(folder, values)]
+        if not again and _is_unattended():
+            problems += notices.send(values, prepared.settings, prepared.environment)
+        for problem in filter(None, problems):
+            echo(problem, err=True)
         self._values = values
         self._known |= {key: values[key] for key in writing.RUNNER_KEYS}
         if not final:
