@@ -53,7 +53,7 @@ def test_each_file_is_uploaded_once(shelf: Shelf, aws: Any) -> None:
     outcome = shelf.run(*cells, archive=f"s3://{BUCKET}/runs/", environment=aws.environment)
     assert (outcome.status, outcome.problems) == ("done", ())
     # The first put of result.json has the status `running`, and proves that the archive can be written.
-    once = ("notebook.ipynb", "report.html", "log.txt", "evidence.jsonl")
+    once = ("notebook.ipynb", "report.html", "log.txt", "evidence.jsonl", "index.json", "index.html")
     assert puts(aws) == {**dict.fromkeys(once, 1), "result.json": 2}
     assert outcome.result == f"s3://{BUCKET}/runs/{outcome.run_id}/result.json"
     assert json.loads(content(aws, outcome.result)) == outcome.values

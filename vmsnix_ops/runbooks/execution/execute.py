@@ -246,8 +246,9 @@ def run(
         outcome = _run(prepared, screen, on_event, limits or OutputLimits(), interrupter, record=record)
     finally:
         opened.release()
-    unsent = notices.send(outcome.values, settings, variables) if notify else []
-    return replace(outcome, problems=(*outcome.problems, *unsent))
+    if notify and (unsent := notices.send(outcome.values, settings, variables)):
+        outcome = replace(outcome, problems=(*outcome.problems, *unsent))
+    return outcome
 
 
 def read_notebook(
