@@ -6,13 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 from tests.sandbox.ec2.conftest import aws, still_sandbox
 from vmsnix_ops.aws import paging
+from vmsnix_ops.aws.images import find_amis
 from vmsnix_ops.aws.references import (
     Link,
     Reference,
+    RegionClients,
     ResourceVersion,
-    find_references,
+    add_last_launches,
+    is_used,
+    merge_references,
+    read_references,
     references_from_json,
     references_to_json,
+    search_references,
 )
 
 if TYPE_CHECKING:
@@ -26,7 +32,18 @@ REGION, FRIEND = "us-east-1", "210987654321"
 
 
 def read(aws: SandboxClients, *images: str) -> References:
-    return find_references(region=REGION, images=images, session=aws.sandbox.session())
+    """Return the references to all AMIs, as an audit reads them, and those to some AMIs one by one."""
+    clients = RegionClients.of(aws.sandbox.session(), REGION)
+    found = read_references(clients)
+    if not images:
+        return found
+    amis = find_amis(clients.ec2, images).values()
+    found = merge_references(found, search_references(clients, images))
+    return add_last_launches(found, {ami.ami_id: ami.launched_at for ami in amis if ami.launched_at})
+
+
+def use(found: References, ami_id: str) -> bool | None:
+    return is_used(found.of(ami_id), complete=found.complete)
 
 
 def kinds(found: References, ami_id: str) -> list[tuple[str, str]]:
@@ -46,7 +63,7 @@ def template(aws: SandboxClients, name: str, *images: str) -> str:
 def test_a_new_ami_has_no_references(aws: SandboxClients) -> None:
     image = aws.image()
     found = read(aws, image)
-    assert (found.of(image), found.use(image), found.complete) == ((), False, True)
+    assert (found.of(image), use(found, image), found.complete) == ((), False, True)
 
 
 def test_an_instance_references_its_ami_until_it_is_terminated(aws: SandboxClients) -> None:
@@ -54,7 +71,7 @@ def test_an_instance_references_its_ami_until_it_is_terminated(aws: SandboxClien
     run = aws.ec2.run_instances(ImageId=image, InstanceType="t3.micro", MinCount=1, MaxCount=1)
     instance = run["Instances"][0]["InstanceId"]
     found = read(aws)
-    assert (kinds(found, image), found.use(image)) == ([("instance", instance)], True)
+    assert (kinds(found, image), use(found, image)) == ([("instance", instance)], True)
     aws.ec2.terminate_instances(InstanceIds=[instance])
     aws.pass_time(60)
     assert read(aws, image).names(image) == ()
@@ -70,7 +87,7 @@ def test_all_versions_of_launch_templates_are_references(aws: SandboxClients) ->
     )
     assert str(found.of(second)[0]) == f"launch-template {nodes} (nodes, versions 2, 5 (latest))"
     assert set(kinds(found, third)) == {("launch-template", nodes), ("launch-template", plain)}
-    assert found.use(fourth) is True
+    assert use(found, fourth) is True
     assert found.of(second)[0].versions == (ResourceVersion(2), ResourceVersion(5, latest=True))
     assert (found.of(second)[0].launches, found.of(fourth)[0].launches) == (True, False)
 
@@ -258,7 +275,7 @@ def test_a_launch_permission_is_a_hint_and_makes_the_use_unknown(aws: SandboxCli
     aws.ec2.modify_image_attribute(ImageId=image, LaunchPermission={"Add": [{"UserId": FRIEND}]})
     found = read(aws, image)
     assert found.of(image) == (Reference("shared-with", FRIEND, type="account"),)
-    assert (found.names(image), found.use(image)) == ((), None)
+    assert (found.names(image), use(found, image)) == ((), None)
     assert read(aws).of(image) == ()
 
 
@@ -269,7 +286,7 @@ def test_the_last_launch_is_a_hint(aws: SandboxClients) -> None:
     aws.pass_time(2 * 24 * 3600)
     found = read(aws, image)
     assert [one.kind for one in found.of(image)] == ["launched"]
-    assert found.use(image) is None
+    assert use(found, image) is None
 
 
 def test_ec2_s_own_search_finds_what_another_source_could_not_read(aws: SandboxClients) -> None:
@@ -289,7 +306,7 @@ def test_the_use_is_unknown_if_a_source_cannot_be_read(aws: SandboxClients) -> N
         {"op": "ssm:DescribeParameters", "do": "error", "code": "AccessDeniedException", "http": 400}
     )
     found = read(aws, image)
-    assert (found.use(image), found.complete) == (None, False)
+    assert (use(found, image), found.complete) == (None, False)
     assert "AccessDeniedException" in str(found.unread["parameters"])
 
 
@@ -298,7 +315,7 @@ def test_an_ami_that_was_deregistered_in_the_meantime_is_skipped(aws: SandboxCli
     template(aws, "nodes", kept)
     aws.ec2.deregister_image(ImageId=deregistered)
     found = read(aws, kept, deregistered)
-    assert (found.complete, found.use(kept), found.of(deregistered)) == (True, True, ())
+    assert (found.complete, use(found, kept), found.of(deregistered)) == (True, True, ())
 
 
 def test_throttled_reads_are_retried(aws: SandboxClients, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,5 +327,5 @@ def test_throttled_reads_are_retried(aws: SandboxClients, monkeypatch: pytest.Mo
         rule = {"op": operation, "nth": list(range(1, 8)), "do": "error", "http": 503}
         aws.sandbox.faults.add(rule | {"code": "RequestLimitExceeded"})
     found = read(aws)
-    assert (found.use(image), found.complete) == (True, True)
+    assert (use(found, image), found.complete) == (True, True)
     assert aws.sandbox.calls.count("ec2:DescribeLaunchTemplates", ran=False) == 7

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from vmsnix_ops import errors
 from vmsnix_ops.aws.error_codes import AMI_NOT_FOUND, RETRYABLE, SNAPSHOT_NOT_FOUND
 from vmsnix_ops.aws.iam.permissions import needs
-from vmsnix_ops.aws.images import find_amis
 from vmsnix_ops.aws.instances import ALIVE, list_instances
 from vmsnix_ops.aws.paging import (
     TimeLimit,
@@ -34,7 +33,6 @@ from vmsnix_ops.aws.paging import (
 )
 from vmsnix_ops.aws.parameters import IMAGE_TYPE
 from vmsnix_ops.aws.session import calling, client, code_of, if_found
-from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.settings import RetirementPolicy
 
 if TYPE_CHECKING:
@@ -258,10 +256,6 @@ class References:
         """Return the references to an AMI without hints."""
         return tuple(one for one in self.of(ami_id) if one.kind in USE_KINDS)
 
-    def use(self, ami_id: str) -> bool | None:
-        """Return whether an AMI is used; ``None`` if that is unknown; see `is_used`."""
-        return is_used(self.of(ami_id), complete=self.complete)
-
 
 def is_used(
     found: Iterable[Reference],
@@ -303,22 +297,6 @@ class RegionClients:
             with_time_limit(use_fast_time_parser(client(session, "autoscaling", region, **options)), limit),
             with_time_limit(use_fast_time_parser(client(session, "ssm", region, **options)), limit),
         )
-
-
-def find_references(
-    *, region: str, images: Collection[str] = (), session: boto3.Session | None = None
-) -> References:
-    """Return the references to the AMIs of a region; those in `images`, of this account, are read one by one.
-
-    A source that cannot be read does not end the search; check `References.unread`.
-    """
-    clients = RegionClients.of(session or default_session(), region)
-    found = read_references(clients)
-    if not images:
-        return found
-    amis = find_amis(clients.ec2, images).values()
-    found = merge_references(found, search_references(clients, images))
-    return add_last_launches(found, {ami.ami_id: ami.launched_at for ami in amis if ami.launched_at})
 
 
 def read_references(clients: RegionClients) -> References:
