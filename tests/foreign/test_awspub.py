@@ -108,7 +108,7 @@ def test_awspub_makes_lists_publishes_and_deletes_images(awspub: Program, aws: S
         found = ssm.get_parameter(Name="/acme/server/latest")["Parameter"]
         assert (found["Value"], found["DataType"]) == (server[region], "aws:ec2:image")
     messages = aws.state.tables.table(aws.account, WEST, "topics")[topic].messages
-    assert [(one.subject, one.text_for("email"), one.text_for("sqs")) for one in messages][-1] == (
+    assert [(one.subject, one.texts["email"], one.text) for one in messages][-1] == (
         "A new server",
         "There is a new server.",
         "New server",

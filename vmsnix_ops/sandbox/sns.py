@@ -55,10 +55,6 @@ class Message:
     attributes: dict[str, dict[str, Any]] = field(default_factory=dict)
     sequence: str = ""
 
-    def text_for(self, protocol: str) -> str:
-        """Return the text that the endpoints of a protocol would receive."""
-        return self.texts.get(protocol, self.text)
-
 
 @dataclass(slots=True)
 class Topic:

@@ -195,7 +195,6 @@ class Image:
     source_region: str = ""
     source_instance: str = ""
     last_launched: datetime | None = None
-    token: str = ""
     location: str = ""
 
     @property
@@ -320,7 +319,6 @@ class EmulatedImportTask:
     encrypted: bool
     kms_key: str
     tags: dict[str, str] = field(default_factory=dict)
-    token: str = ""
     snapshot_id: str = ""
     size_bytes: int = 0
     disk_gib: int = 0
