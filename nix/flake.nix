@@ -36,7 +36,11 @@
 
       packages = forEachSystem (
         system:
-        builtins.mapAttrs (_: vmsnix.imagePackage) (vmsnix.configurations system)
+        let
+          machines = vmsnix.configurations system;
+          facts = name: machine: nixpkgs.lib.nameValuePair "${name}-facts" (vmsnix.factsPackage machine);
+        in
+        builtins.mapAttrs (_: vmsnix.imagePackage) machines // nixpkgs.lib.mapAttrs' facts machines
       );
 
       checks = forEachSystem (

@@ -84,6 +84,18 @@ rec {
       vmsnix = { inherit description diskSize; };
     };
 
+  # What evaluation knows about the packages of a machine: see package-facts.nix. It is a package of its own, so
+  # that it does not change the image's derivation.
+  factsPackage =
+    machine:
+    let
+      facts = import ./package-facts.nix { inherit lib; } machine;
+    in
+    machine.pkgs.writeText "${machine.config.vmsnix.image.name}-facts.json" (builtins.toJSON facts)
+    // {
+      inherit facts;
+    };
+
   # Build an image. The arguments are those of nixos-generators' function; nixpkgs' own image builders build it.
   #
   # Type: { system, modules, format, specialArgs ? { } } -> derivation

@@ -1,13 +1,13 @@
 #!/bin/sh
 # Evaluate every image on both systems with a nixpkgs tree on this machine, without a network. Nothing is built.
 #
-#   NIXPKGS_TREE=/path/to/nixpkgs sh nix/checks/evaluate.sh [--json]
+#   NIXPKGS_TREE=/path/to/nixpkgs sh nix/checks/evaluate.sh [--json | --facts SYSTEM.IMAGE]
 #
 # NIXPKGS_TREE  a checkout of nixpkgs, or a store path of one (a checkout is added to the store first: about 20 s)
 # SRVOS_TREE    a checkout of srvos; default: the locked one, from the store or the network
 # NIX           the nix to use; nixpkgs requires 2.18 or newer
 #
-# Prints a table, or with --json the figures. Exit status 1: an assertion or a fact is false, there is a warning, or nixosGenerate
+# Prints a table, with --json the figures, or with --facts the package facts of an image. Exit status 1: an assertion or a fact is false, there is a warning, or nixosGenerate
 # differs from the package. Each image is evaluated by a process of its own, because Nix frees no memory before it ends: about 1.6 GB
 # are needed at a time instead of 8 GB.
 set -eu
@@ -32,12 +32,18 @@ in_store() {
 checks=$(cd "$(dirname "$0")" && pwd -P)
 flake="path:$(in_store "$checks/..")"
 form=${1:-}
+wanted=${2:-}
 
 tree=$(in_store "$NIXPKGS_TREE")
 set -- --quiet --no-write-lock-file --override-input nixpkgs "path:$tree"
 if [ -n "${SRVOS_TREE:-}" ]; then
   tree=$(in_store "$SRVOS_TREE")
   set -- "$@" --override-input srvos "path:$tree"
+fi
+
+if [ "$form" = --facts ]; then
+  exec "${NIX:-nix}" --extra-experimental-features "nix-command flakes" \
+    eval --read-only --json "$flake#packages.$wanted-facts.facts" "$@"
 fi
 
 images=$(nix eval --read-only --raw "$flake#lib.report" "$@" --apply '

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,25 @@ def test_the_disk_and_the_registration(report: dict[str, dict[str, Any]], system
         True,
     )
     assert "TpmSupport" not in register
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_the_packages_of_an_image_have_facts(report: dict[str, dict[str, Any]], system: str) -> None:
+    result = evaluate("--facts", f"{system}.gc-fwd")
+    assert result.returncode == 0, result.stderr
+    # The largest process of this test run so far, in KiB: one image needs less than 2 GB.
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 2 * 2**20
+    facts = json.loads(result.stdout)
+    names = {found["pname"]: found for found in facts.values()}
+    assert names["openssl"]["licenses"] == ["Apache-2.0"]
+    assert names["openssl"]["cpe"].startswith("cpe:2.3:a:openssl:openssl:")
+    assert names["systemd"]["patches"]
+    assert names["grafana-alloy"]["version"]
+    assert "unit-sshd.service" in names  # a file of the configuration
+    assert all(re.fullmatch(r"/nix/store/[a-z0-9]{32}-.+", path) for path in facts)
+    packages = [found for found in facts.values() if found["version"]]
+    assert len(packages) > 1000
+    assert sum(bool(found["licenses"]) for found in packages) / len(packages) > 0.8
 
 
 def test_without_nixpkgs_the_script_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
