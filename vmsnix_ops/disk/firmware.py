@@ -101,18 +101,26 @@ class EfiFile:
 
 def read_firmware(image: DiskImage) -> Firmware:
     """Return the boot loaders of a disk; refuse one that is partitioned for sectors of 4,096 bytes."""
-    first = image.read(0, SECTOR).ljust(SECTOR, b"\0")
     check_sector_size(image)
-    gpt = list(read_gpt(image))
-    has_gpt = image.read(SECTOR, 8) == _SIGNATURE
-    has_mbr = first[510:512] == b"\x55\xaa" and any(first[at + 4] for at in (446, 462, 478, 494))
-    partitions = gpt if has_gpt else list(_mbr(image, first)) if has_mbr else []
+    table, partitions = read_partitions(image)
     uefi = frozenset(
         system for one in partitions if one.fat for system in _loaders(image, one.start, one.size)
     )
-    return Firmware(
-        "gpt" if has_gpt else "mbr" if has_mbr else "none", uefi, _has_boot_code(first, partitions)
-    )
+    return Firmware(table, uefi, _has_boot_code(_first_sector(image), partitions))
+
+
+def read_partitions(image: DiskImage) -> tuple[str, list[Partition]]:
+    """Return the kind of the partition table ("gpt", "mbr" or "none") and its partitions."""
+    first = _first_sector(image)
+    if image.read(SECTOR, 8) == _SIGNATURE:
+        return "gpt", list(read_gpt(image))
+    if first[510:512] == b"\x55\xaa" and any(first[at + 4] for at in (446, 462, 478, 494)):
+        return "mbr", list(_mbr(image, first))
+    return "none", []
+
+
+def _first_sector(image: DiskImage) -> bytes:
+    return image.read(0, SECTOR).ljust(SECTOR, b"\0")
 
 
 def check_sector_size(image: DiskImage) -> None:
