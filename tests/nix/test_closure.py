@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from vmsnix_ops.errors import NixError
-from vmsnix_ops.nix.build import resolve_image
+from vmsnix_ops.nix.build import derivation_name, resolve_image
 from vmsnix_ops.nix.closure import closure, parse_path_info, split_name
 from vmsnix_ops.nix.command import query_store
 from vmsnix_ops.progress import silent
+from vmsnix_ops.publish import build_image
 
 HASH = "00000000000000000000000000000000"
 A, B = f"{HASH}-a-1.0", f"{HASH}-b"
@@ -42,6 +43,34 @@ def test_takes_an_image_that_was_built_before(nix: Path) -> None:
 
 def test_takes_the_name_of_an_image(nix: Path) -> None:
     assert len(closure("gc-fwd", progress=silent())) == 4
+
+
+def test_facts_of_the_flake_are_joined_by_output_path(nix: Path) -> None:
+    result = build_image.plan("ecs-node").apply(progress=silent())
+    rows = result.frame.set_index("name")
+    assert list(rows.loc["openssl", ["pname", "package_version", "licenses", "known_vulnerabilities"]]) == [
+        *("openssl", "3.0.14"),
+        *(["Apache-2.0"], ["CVE-2024-0001"]),
+    ]
+    assert rows.loc["linux", "cpe"].startswith("cpe:2.3:o:linux:")
+    assert rows.loc["linux", "patches"] == ["request-key-helper.patch"]
+    assert rows.loc["nixos-system-ecs-node", "pname"] is None
+    shown = result.show_facts()
+    assert shown.title == "2 of 4 paths (50.0%) have package facts"
+    assert {derivation_name(row[0]) for row in shown.rows} == {
+        "nixos-system-ecs-node-26.05.fixture",
+        "unit-sshd.service",
+    }
+
+
+@pytest.mark.parametrize(
+    ("image", "text"),
+    [("gc-fwd", "The flake has no facts about its packages."), ("actions-runner", "on purpose")],
+)
+def test_a_flake_without_facts_has_packages_all_the_same(nix: Path, image: str, text: str) -> None:
+    result = build_image.plan(image).apply(progress=silent())
+    assert text in str(result.show_facts())
+    assert len(closure(result.image)) == 4
 
 
 def test_a_missing_system_is_fetched(nix: Path) -> None:

@@ -4,6 +4,10 @@ Nix cannot read a disk image: the file is one blob, and its recorded references 
 But its derivation depends on the NixOS system in it, which is always called ``nixos-system-*``. So the
 packages of an image are the closure of that system. This is the system that was built, whatever the flake
 contains now.
+
+The store has no licences, CPE names or patches. The flake of this repository evaluates them for each output
+path: ``packages.SYSTEM.NAME-facts``, see ``nix/package-facts.nix``. `read_facts` reads them, and `add_facts`
+joins them with the closure.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,14 +27,26 @@ from vmsnix_ops.nix.command import (
     find_nix,
     nix_version,
     query_store,
+    read_json,
     run,
     unexpected_answer,
 )
 from vmsnix_ops.nix.image import BuiltImage
-from vmsnix_ops.progress import Progress, current
+from vmsnix_ops.progress import Progress, counted, current
 
 if TYPE_CHECKING:
     import pandas as pd
+
+FACTS = {
+    "pname": "pname",
+    "package_version": "version",
+    "licenses": "licenses",
+    "cpe": "cpe",
+    "purl": "purl",
+    "patches": "patches",
+    "known_vulnerabilities": "knownVulnerabilities",
+}
+"""The columns of `add_facts`, and the names in the flake's output."""
 
 _SYSTEM = "nixos-system-"
 _ABOUT = "the contents of the image"
@@ -62,6 +79,50 @@ def closure(image: BuiltImage | Path | str, *, progress: Progress | None = None)
             "bytes": pd.Series([size for _, size in rows], dtype="int64"),
         }
     )
+
+
+def read_facts(image: BuiltImage) -> dict[str, dict[str, object]]:
+    """Return the facts about packages that the image's flake evaluates, by output path; read once.
+
+    Empty if the image was not built from a flake by this run, or the flake has no output ``NAME-facts``. A
+    NixError if its evaluation fails. Nothing is built.
+    """
+    return _facts_of(image.flake or "")
+
+
+@lru_cache(maxsize=4)
+def _facts_of(flake: str) -> dict[str, dict[str, object]]:
+    reference, _, attribute = flake.partition("#packages.")
+    system, _, name = attribute.partition(".")
+    if not name:
+        return {}
+    function = f'packages: packages.{system}."{name}-facts".facts or {{ }}'
+    answer = read_json(
+        ["eval", f"{reference}#packages", "--apply", function, "--no-write-lock-file"],
+        f"The facts about the packages of the image {name} were not evaluated.",
+    )
+    if not isinstance(answer, dict) or not all(isinstance(found, dict) for found in answer.values()):
+        raise unexpected_answer("the facts about packages", answer)
+    return answer
+
+
+def add_facts(packages: pd.DataFrame, facts: Mapping[str, Mapping[str, object]]) -> pd.DataFrame:
+    """Return the packages with the columns `FACTS`, which are ``None`` for a path without facts."""
+    import pandas as pd
+
+    rows = [facts.get(path, {}) for path in packages["store_path"]]
+    columns = {
+        column: pd.Series([row.get(key) for row in rows], packages.index, "object")
+        for column, key in FACTS.items()
+    }
+    return packages.assign(**columns)
+
+
+def describe_facts(packages: pd.DataFrame) -> str:
+    """Return how many paths have facts."""
+    without = packages["store_path"][packages["pname"].isna()]
+    count, share = len(packages) - len(without), 1 - len(without) / max(len(packages), 1)
+    return f"{count:,} of {counted(len(packages), 'path')} ({share:.1%}) have package facts"
 
 
 def split_name(store_path: str) -> tuple[str, str]:

@@ -176,7 +176,7 @@ def find_image(source: Flake, name: str, system: str) -> FlakeImage:
         raise unexpected_answer(source.reference, answer)
     if not isinstance(facts, dict):
         elsewhere = [other for other, names in known.items() if name in names and other != system]
-        names = [each for each in known.get(system, []) if each != "default"]
+        names = [each for each in known.get(system, []) if each != "default" and not each.endswith("-facts")]
         raise UnknownImageError(
             f"The flake {source.reference} has no image {name!r} for {system}.",
             why=f"It has this image for {' and '.join(elsewhere)}." if elsewhere else nearest(name, names),

@@ -33,7 +33,7 @@ from vmsnix_ops.disk.qemu import delete_copy
 from vmsnix_ops.disk.survey import changed, still_identified, survey
 from vmsnix_ops.errors import NixError, RecordsError, ToolMissingError
 from vmsnix_ops.interrupts import interruptible
-from vmsnix_ops.nix.closure import closure
+from vmsnix_ops.nix.closure import add_facts, closure, describe_facts, read_facts
 from vmsnix_ops.nix.command import nar_hash
 from vmsnix_ops.nix.image import store_object
 from vmsnix_ops.progress import human_seconds
@@ -122,6 +122,15 @@ def record_packages(tables: RunTables, built: Built, *, run_id: str, step: Step)
     except (NixError, ToolMissingError) as error:
         step.message(f"its packages are not recorded: {error.what} {error.why}")
         return 0
+    try:
+        found = read_facts(built)
+    except NixError as error:
+        step.message(f"its packages are recorded without licences and CPE: {error.what} {error.why}")
+        found = {}
+    inside = add_facts(inside, found)
+    if found:
+        without = ", ".join(inside["store_path"][inside["pname"].isna()])
+        step.message(f"{describe_facts(inside)}{f'; without: {without}' if without else ''}")
     facts = {
         "digest": built.digest,
         "image": built.name,
