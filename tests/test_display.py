@@ -107,3 +107,56 @@ def test_text_from_outside_is_safe_in_every_form(word: str) -> None:
     assert_safe_lines(str(whole))
     assert len({row.count(" | ") for row in whole._repr_markdown_().split("\n") if row.startswith("| ")}) == 1
     assert "<script" not in whole._repr_html_() + whole._repr_markdown_()
+
+
+AMIS = make_table(
+    ("resource id", "name", "region", "state", "age days", "monthly usd"),
+    [
+        (
+            f"ami-0{number:016x}",
+            f"acme-ecs-node-26.11.{number}-x86_64-linux-fcbdbaa2",
+            "us-east-1",
+            "available",
+            age,
+            0.5,
+        )
+        for number, age in enumerate((728.2, 14.5, 3.25))
+    ],
+    right=("age days", "monthly usd"),
+)
+
+
+def test_a_table_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal values are listed once, headings have several lines, and rows continue on further lines."""
+    monkeypatch.setenv("COLUMNS", "80")
+    assert str(AMIS).split("\n")[:5] == [
+        "All rows: region us-east-1, state available, monthly usd 0.5",
+        "                                                                      age",
+        "resource id            name                                          days",
+        "ami-00000000000000000  acme-ecs-node-26.11.0-x86_64-linux-fcbdbaa2  728.2",
+        "ami-00000000000000001  acme-ecs-node-26.11.1-x86_64-linux-fcbdbaa2   14.5",
+    ]
+    monkeypatch.setenv("COLUMNS", "60")
+    assert str(AMIS).split("\n")[-2:] == [
+        "ami-00000000000000002",
+        "    acme-ecs-node-26.11.2-x86_64-linux-fcbdbaa2   3.25",
+    ]
+    monkeypatch.delenv("COLUMNS")
+    assert len(str(AMIS).split("\n")) == 4
+
+
+@pytest.mark.parametrize("width", range(20, 161, 7))
+def test_no_value_of_a_table_is_lost_in_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    words = {word for row in AMIS.rows for text in row for word in text.split()}
+    shown = str(AMIS)
+    assert words <= set(re.split(r"[\s,]+", shown))
+    assert max(map(len, shown.split("\n"))) <= max(width, 4 + max(map(len, words)))
+
+
+def test_a_line_that_is_wrapped_is_no_workflow_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    table = make_table(("why",), [("word " * 7 + "::error::owned",)])
+    assert_safe_lines(str(table))

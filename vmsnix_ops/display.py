@@ -7,6 +7,8 @@ missing values.
 from __future__ import annotations
 
 import math
+import os
+import textwrap
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -105,7 +107,12 @@ class Displayed:
         indent = "  " if self.title else ""
         width = len(indent) + max((len(name) for name, _ in facts), default=0) + 2
         parts = [line(self.title)] if self.title else []
-        parts += [f"{indent + n:<{width}}{lines(v, indent=' ' * width)}".rstrip() for n, v in facts]
+        between = "\n" + " " * width
+        for name, value in facts:
+            texts = [
+                part for text in lines(value).split("\n") for part in _wrap(text, terminal_width() - width)
+            ]
+            parts.append(f"{indent + name:<{width}}{between.join(texts)}".rstrip())
         parts += [] if (table := self.table()) is None else [str(table)]
         return "\n".join([*parts, *map(line, self.notes())])
 
@@ -156,14 +163,8 @@ class DisplayTable(Displayed):
         if self.brief:
             return "\n".join([*head, lines(self.brief)])
         table = [[line(cell) for cell in row] for row in (self.columns, *self.rows)]
-        widths = [max(len(row[place]) for row in table) for place in range(len(self.columns))]
-        for row in table:
-            cells = [
-                text.rjust(width) if name in self.right else text.ljust(width)
-                for text, width, name in zip(row, widths, self.columns, strict=True)
-            ]
-            head.append("  ".join(cells).rstrip())
-        return "\n".join(head)
+        right = [name in self.right for name in self.columns]
+        return "\n".join([*head, *_table_lines(table, right, terminal_width())])
 
     def _repr_html_(self) -> str:
         return str(fill(_TABLE, table=self, unbroken=UNBROKEN))
@@ -178,6 +179,63 @@ class DisplayTable(Displayed):
         rule = ["---:" if name in self.right else "---" for name in self.columns]
         rows = [map(markdown, self.columns), rule, *(map(markdown, row) for row in self.rows)]
         return "\n".join([*title, *(f"| {' | '.join(cells)} |" for cells in rows)])
+
+
+def terminal_width() -> int:
+    """Return the width of the terminal, from ``COLUMNS``; 0 if it is unknown, as in a log."""
+    given = os.environ.get("COLUMNS", "")
+    return int(given) if given.isdecimal() else 0
+
+
+def _table_lines(table: list[list[str]], right: Sequence[bool], limit: int) -> list[str]:
+    """Return the lines of a table; its first row has the headings.
+
+    If it is wider than the limit, a line above lists the columns whose values are all equal, and headings
+    have several lines. If it is still too wide, each row continues on further lines.
+    """
+    places, heads, above = list(range(len(table[0]))), [[text] for text in table[0]], []
+    if limit and _line_width(table, places, 2) > limit:
+        equal = [place for place in places if len(table) > 2 and len({row[place] for row in table[1:]}) == 1]
+        if equal and len(equal) < len(places):
+            facts = ", ".join(f"{table[0][place]} {table[1][place]}" for place in equal)
+            above, places = _wrap(f"All rows: {facts}", limit), [p for p in places if p not in equal]
+        longest = [max((len(row[place]) for row in table[1:]), default=0) for place in range(len(heads))]
+        heads = [_wrap(text, max(longest[place], 1)) for place, text in enumerate(table[0])]
+    cells = [heads, *([_wrap(text, limit - 4) for text in row] for row in table[1:])]
+    widths = [max(len(text) for row in cells for text in row[place]) for place in range(len(heads))]
+    gap = 1 if sum(widths[p] + 2 for p in places) - 2 > limit >= sum(widths[p] + 1 for p in places) - 1 else 2
+    groups: list[list[int]] = [[]]
+    for place in places:
+        indent = 4 if len(groups) > 1 else 0
+        whole = indent + sum(widths[p] + gap for p in groups[-1]) + widths[place]
+        if limit and groups[-1] and whole > limit:
+            groups.append([])
+        groups[-1].append(place)
+    found = []
+    for row in cells:
+        for number, group in enumerate(groups):
+            height = max(len(row[place]) for place in group)
+            for high in range(height):
+                texts = []
+                for place in group:
+                    # The last line of a heading is above the values.
+                    blank = [""] * (height - len(row[place]))
+                    text = [*blank, *row[place]][high] if row is heads else [*row[place], *blank][high]
+                    texts.append(text.rjust(widths[place]) if right[place] else text.ljust(widths[place]))
+                found.append((" " * (4 if number else 0) + (" " * gap).join(texts)).rstrip())
+    return [*above, *found]
+
+
+def _wrap(text: str, limit: int) -> list[str]:
+    """Return the lines of a text; words are not broken. Without a limit, it is one line."""
+    if limit <= 0 or len(text) <= limit:
+        return [text]
+    parts = textwrap.wrap(text, limit, break_long_words=False, break_on_hyphens=False)
+    return list(map(line, parts))  # a new line may begin like a workflow command
+
+
+def _line_width(table: list[list[str]], places: list[int], gap: int) -> int:
+    return sum(max(len(row[place]) for row in table) + gap for place in places) - gap
 
 
 def make_table(

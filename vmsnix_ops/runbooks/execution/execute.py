@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import importlib.abc
 import os
+import shutil
 import sys
 import tempfile
 import threading
@@ -404,6 +405,8 @@ def _last_cell(notebook: Any) -> int:
 def _kernel_environment(prepared: writing.PreparedRun, ipython: str) -> dict[str, str]:
     """Return the environment variables of the kernel, without those of the user's IPython."""
     own = {name: value for name, value in prepared.environment.items() if name not in kernels.STARTUP}
+    if sys.stdout.isatty():
+        own = {"COLUMNS": str(shutil.get_terminal_size().columns), **own}  # for the texts of the cells
     return {
         **own,
         **kernels.python_path(prepared.environment),
