@@ -183,8 +183,13 @@ class RetirementPlan(FingerprintedPlan):
 
     def show_planned(self, *, most: int = 200) -> display.DisplayTable:
         """Return what to retire, delete or restore, for people; `frame` has all rows."""
-        rows = [[one.action, *_row(one), len(one.snapshots) or ""] for one in self.planned[:most]]
-        columns = ("action", *_COLUMNS_SHOWN, "snapshots")
+        rows = [
+            [one.action, *row, len(one.snapshots) or "", why]
+            for one in self.planned[:most]
+            for *row, why in [_row(one)]
+        ]
+        *names, last = _COLUMNS_SHOWN
+        columns = ("action", *names, "snapshots", last)
         return display.make_table(
             columns,
             rows,
