@@ -106,6 +106,22 @@ def test_pcr_4_is_extended_with_action_separator_and_programs() -> None:
     assert measurements.extend("sha384", ()) == "0" * 96
 
 
+@pytest.mark.parametrize(
+    ("bank", "measured"),
+    [
+        ("sha256", "65caf8dd1e0ea7a6347b635d2b379c93b9a1351edc2afc3ecda700e534eb3068"),
+        (
+            "sha384",
+            "98441c7f7625d10058c47683aec486ce311c633235eb555593a7ee791121e357"
+            "8ae72d04ecef661f272d59058b77af35",
+        ),
+    ],
+)
+def test_pcr_7_is_that_of_a_firmware_without_keys(bank: str, measured: str) -> None:
+    # Read from a TPM after a boot with OVMF 2022.11, which has Secure Boot, but no keys.
+    assert measurements.pcr7({"SecureBoot": b"\0"}, (), bank) == measured
+
+
 # What the bytes say
 
 

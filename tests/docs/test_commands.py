@@ -27,6 +27,7 @@ from jsonschema import Draft202012Validator
 
 from docs.schemas import plan_schema, settings_schema
 from tests.aws.account import make_ami
+from tests.boot.attested_image import make_disk, write_output
 from tests.boot.small_linux import UP, make_small_linux
 from tests.docs.page import NAMES, ROOT, Block, Command, blocks, missing_lines, text_of
 from tests.docs.shell import SPEED, Shell
@@ -170,6 +171,18 @@ def published(desk: Desk) -> Names:
     (made,) = json.loads(desk.run("vmsnix history amis --last 1 --json"))
     names = {"ami-0123456789abcdef0": made["ami_id"], "snap-0123456789abcdef0": made["snapshot_id"]}
     return names | {"price                 0.01 USD": "price less than 0.01 USD"}
+
+
+def attested(desk: Desk) -> Names:
+    """Publish an attested image, and set a channel to its AMI."""
+    write_output(desk.folder / "attested", make_disk())
+    desk.run("export VMSNIX_REGION=eu-central-1")
+    desk.run("vmsnix publish --image ./attested --via direct")
+    (made,) = json.loads(desk.run("vmsnix history amis --last 1 --json"))
+    desk.aws.client("ssm", "eu-central-1").put_parameter(
+        Name="/vmsnix/attested/stable", Value=made["ami_id"], Type="String"
+    )
+    return {"ami-0123456789abcdef0": made["ami_id"]}
 
 
 def ci_job(desk: Desk) -> Names:
@@ -353,6 +366,7 @@ READERS = {
     "CONTRIBUTING.md": Reader(justfile, python=None),
     "docs/quickstart.md": Reader(),
     "docs/weekly-report.md": Reader(settings=True, python=None),
+    HOW + "attest.md": Reader(attested, 15),
     HOW + "audit.md": Reader(demo, 30),
     HOW + "boot-an-image.md": Reader(small_linux, 60, shows={"small-linux.img did not boot.": ""}),
     HOW + "build-an-image.md": Reader(own_nix, 20),

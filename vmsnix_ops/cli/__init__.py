@@ -47,6 +47,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "channels": ("vmsnix_ops.cli.channels:channels", "Show which AMI each channel serves."),
     "diff": ("vmsnix_ops.cli.diff:diff", "Show which packages differ between two AMIs."),
     "download": ("vmsnix_ops.cli.download:download", "Write a snapshot into a sparse raw file."),
+    "attestation-policy": (
+        "vmsnix_ops.cli.attestation_policy:attestation_policy",
+        "Print the KMS key policy for attested AMIs.",
+    ),
     "iam-policy": ("vmsnix_ops.cli.iam_policy:iam_policy", "Print the smallest IAM policy of a job."),
     "console": ("vmsnix_ops.cli.lab:console", "Open the console in a browser: a form for every runbook."),
     "lab": ("vmsnix_ops.cli.lab:lab", "Open the runbooks in JupyterLab on this machine."),

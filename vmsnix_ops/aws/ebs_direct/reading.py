@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 import random
+from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -12,10 +16,12 @@ from vmsnix_ops.aws.ebs_direct import engine, manifests
 from vmsnix_ops.aws.ebs_direct.engine import TransferConfig
 from vmsnix_ops.aws.ebs_direct.journal import BlockJournal, JournalHeader, locked
 from vmsnix_ops.aws.iam.permissions import needs
-from vmsnix_ops.aws.session import client
+from vmsnix_ops.aws.session import calling, client
 from vmsnix_ops.disk.digests import Digests
+from vmsnix_ops.disk.formats import RawImage
 from vmsnix_ops.disk.identity import ZERO
 from vmsnix_ops.disk.image import BLOCK_BYTES, GIB
+from vmsnix_ops.disk.source import ByteSource
 from vmsnix_ops.progress import NO_STEP
 
 if TYPE_CHECKING:
@@ -27,6 +33,7 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.aws.ebs_direct.journal import DigestJournal
     from vmsnix_ops.aws.ebs_direct.manifests import BlockList
+    from vmsnix_ops.disk.image import DiskImage
     from vmsnix_ops.progress import Step
 
 SAMPLE = 256
@@ -34,6 +41,9 @@ SAMPLE = 256
 
 BATCH_BLOCKS = 100_000
 """Blocks that are listed at once, 50 GiB: their tokens take 20 MB of memory."""
+
+READ_AHEAD, MOST_BLOCKS = 16, 64
+"""Blocks that `open_snapshot` requests at once, and has in memory."""
 
 JOURNAL = ".part.journal"
 """Suffix of a download's journal."""
@@ -165,6 +175,60 @@ def _batches(ebs: EBSClient, snapshot_id: str) -> Iterator[list[tuple[int, str]]
         if batch:
             yield batch
             start = batch[-1][0] + 1
+
+
+class _SnapshotSource(ByteSource):
+    """The bytes of a completed snapshot, read block by block.
+
+    After two consecutive blocks, the next ones are read ahead. `MOST_BLOCKS` blocks are in memory.
+    """
+
+    def __init__(self, ebs: EBSClient, snapshot_id: str) -> None:
+        found = manifests.list_blocks(ebs, snapshot_id)
+        self.name, self.path, self.size = snapshot_id, None, found.size_gib * GIB
+        self.tokens = found.tokens
+        self._ebs, self._last = ebs, -2
+        self._pool = ThreadPoolExecutor(READ_AHEAD, thread_name_prefix="snapshot")
+        self._blocks = OrderedDict[int, Future[bytes]]()
+
+    def data_ranges(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        for index in range(start // BLOCK_BYTES, -(-stop // BLOCK_BYTES)):
+            if index in self.tokens:
+                yield max(start, index * BLOCK_BYTES), min(stop, (index + 1) * BLOCK_BYTES)
+
+    def _read_some(self, offset: int, length: int) -> bytes:
+        index, inside = divmod(offset, BLOCK_BYTES)
+        ahead = READ_AHEAD if index == self._last + 1 else 1
+        self._last = index
+        for one in range(index, index + ahead):
+            if one in self.tokens and one not in self._blocks:
+                self._blocks[one] = self._pool.submit(self._fetch, one)
+        if index not in self._blocks:
+            return bytes(min(length, BLOCK_BYTES - inside))
+        self._blocks.move_to_end(index)
+        while len(self._blocks) > MOST_BLOCKS:
+            self._blocks.popitem(last=False)
+        return self._blocks[index].result()[inside : inside + length]
+
+    def _fetch(self, index: int) -> bytes:
+        with calling(f"read block {index} of {self.name}"):
+            answer = self._ebs.get_snapshot_block(
+                SnapshotId=self.name, BlockIndex=index, BlockToken=self.tokens[index]
+            )
+            data = answer["BlockData"].read()
+        if hashlib.sha256(data).digest() != base64.b64decode(answer["Checksum"]):
+            raise _differs(self.name, f"Block {index} does not match the checksum that AWS sent with it.")
+        return data
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+@needs("ebs:ListSnapshotBlocks", "ebs:GetSnapshotBlock")
+def open_snapshot(session: boto3.Session, *, region: str, snapshot_id: str) -> DiskImage:
+    """Return the disk in a completed snapshot. Only the blocks that a caller reads are downloaded."""
+    source = _SnapshotSource(client(session, "ebs", region, connections=READ_AHEAD), snapshot_id)
+    return RawImage(source, source.size)
 
 
 @needs("ebs:ListSnapshotBlocks", "ebs:GetSnapshotBlock")
