@@ -183,8 +183,10 @@
     const cell = (column, row) => {
       const value = column.value(row), text = toText(value, column.digits), found = make("td", {className: column.kind});
       const tone = column.tones && (column.tones[value] ?? column.tones[""]);
+      const link = column.link && byName[column.link].value(row);
       const main = column.kind === "id"
-        ? button(text || "details", () => showDetails(columns, row), {title: "Show details"}) : make("span", {title: text}, text);
+        ? button(text || "details", () => showDetails(columns, row), {title: "Show details"})
+        : link ? make("a", {href: link, title: text}, text) : make("span", {title: text}, text);
       main.className = `main ${tone ? `tone-${tone}` : ""}`;
       found.append(main);
       if (text && (column.kind === "id" || column.kind === "command")) found.append(copyButton(text, text));

@@ -41,6 +41,8 @@ class PageColumn:
         Width in rem; 0 for a share of the rest.
     below
         Name of the column that is shown in the second line.
+    link
+        Name of the column with the address that the text links to.
     digits
         Least number of decimals.
     hidden
@@ -62,6 +64,7 @@ class PageColumn:
     kind: Literal["text", "id", "command", "prose", "number", "time"] = "text"
     width: float = 0
     below: str = ""
+    link: str = ""
     digits: int = 0
     hidden: bool = False
     filter: bool = False
@@ -86,7 +89,7 @@ class PageColumn:
             coded = {"values": [places[word] for word in found], "words": words}
         given = {
             name: getattr(self, name)
-            for name in ("width", "below", "digits", "hidden", "filter", "group", "lead")
+            for name in ("width", "below", "link", "digits", "hidden", "filter", "group", "lead")
         }
         more = {"tones": dict(self.tones), "order": list(self.order), "notes": dict(self.notes)}
         kept = {name: value for name, value in (given | more).items() if value}
@@ -129,13 +132,14 @@ class PageTable:
         """The columns that are not hidden."""
         return [column for column in self.columns if not column.hidden]
 
-    def plain_rows(self) -> Iterable[list[tuple[str, str]]]:
-        """Return the shown columns of the first rows: the text of each cell, and that of its second line."""
+    def plain_rows(self) -> Iterable[list[tuple[str, str, str]]]:
+        """Return the shown columns of the first rows: text, second line and address of each cell."""
         first = self.frame.head(PLAIN_ROWS)
         texts = {name: list(map(_plain, first[name])) for name in {one.name for one in self.columns}}
         blank = [""] * len(first)
         cells = [
-            zip(texts[one.name], texts[one.below] if one.below else blank, strict=True) for one in self.shown
+            zip(*(texts.get(name, blank) for name in (one.name, one.below, one.link)), strict=True)
+            for one in self.shown
         ]
         return map(list, zip(*cells, strict=True))
 
