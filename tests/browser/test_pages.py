@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,10 +15,9 @@ from tests.large_account import REGIONS, populate
 from tests.support import unavailable
 from vmsnix_ops import audit
 from vmsnix_ops.audit.reports import AuditResult, write
+from vmsnix_ops.runbooks.evidence import index
+from vmsnix_ops.runbooks.evidence.runs import Archive
 from vmsnix_ops.sandbox import sandbox
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 AXE = ROOT / ".cache" / "axe" / "node_modules" / "axe-core" / "axe.min.js"
 SERIOUS = """() => axe.run().then(found => found.violations
@@ -215,4 +216,37 @@ def test_axe_finds_no_serious_fault(large_audit: tuple[AuditResult, Path], schem
         page.evaluate(AXE.read_text())
         assert page.evaluate(SERIOUS) == []
         Table(page, "AMIs").drawn.first.locator("button.main").click()
+        assert page.evaluate(SERIOUS) == []
+
+
+def test_the_page_of_all_runs_links_the_reports(tmp_path: Path) -> None:
+    rows = [{"runbook": "audit-inventory", "status": status} for status in ("done", "failed", "partial")]
+    for number in range(COUNT):
+        run_id = f"20261130T{number:06}000Z-audit-inventory-28aa5e"
+        (tmp_path / run_id).mkdir()
+        report = tmp_path / run_id / "report.html"
+        entry = {
+            **rows[number % 3],
+            "run_id": run_id,
+            "started_at": "2026-11-30T10:00",
+            "report": str(report),
+        }
+        (tmp_path / run_id / "result.json").write_text(json.dumps(entry))
+    report.write_text("<!doctype html><title>The report</title>")
+    page_of_runs = index.rebuild(Archive(str(tmp_path), tmp_path), most=None)
+    with browse() as browser:
+        page = opened(browser, Path(page_of_runs))
+        assert page.locator("[role=status]").first.inner_text() == f"{COUNT:,} rows"
+        page.locator("input[type=search]").first.fill(f"{COUNT - 1:06}000Z")
+        link = page.locator("a", has_text=f"{COUNT - 1:06}000Z")
+        link.wait_for()
+        page.locator("[role=status]", has_text=f"1 of {COUNT:,} rows").wait_for()
+        link.click()
+        page.wait_for_load_state()
+        assert page.title() == "The report"
+        page.go_back()
+        assert browser.errors == []
+        if not AXE.is_file():
+            unavailable("axe", f"{AXE} does not exist; .ci/foreign axe installs it")
+        page.evaluate(AXE.read_text())
         assert page.evaluate(SERIOUS) == []

@@ -19,10 +19,11 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from vmsnix_ops import files, templates
 from vmsnix_ops.errors import ArchiveError
-from vmsnix_ops.progress import human_seconds
+from vmsnix_ops.pages import PLAIN_ROWS, PageColumn, PageTable
 from vmsnix_ops.records.result import is_dry_run
 from vmsnix_ops.redaction import Redactor, secret_values
 from vmsnix_ops.runbooks.evidence import archive as archives
@@ -141,22 +142,45 @@ def _row(archive: Archive, values: Mapping[str, Any], status: str) -> dict[str, 
     return clean
 
 
+COLUMNS = [
+    PageColumn("started_at", "started (UTC)", kind="time", width=9),
+    PageColumn("runbook", width=9, below="image_name", filter=True, group=True),
+    PageColumn(
+        *("status", "status"),
+        width=8,
+        below="error",
+        filter=True,
+        group=True,
+        tones={"done": "good", "failed": "bad", "partial": "mixed", "": "soft"},
+    ),
+    PageColumn("dry_run", "dry run", width=5, filter=True),
+    PageColumn("seconds", "took (s)", kind="number", width=5),
+    PageColumn("amis", "AMIs", width=12),
+    PageColumn("region", width=8, below="account", filter=True, group=True),
+    PageColumn("user", "by", width=8, below="host", filter=True, group=True),
+    PageColumn("run_id", "report", link="report"),
+    *(PageColumn(name, hidden=True) for name in ("report", "image_name", "error", "account", "host")),
+]
+
+
 def _page(rows: Mapping[str, dict[str, Any]]) -> str:
-    return templates.page(
-        "runbooks/evidence/index.html", runs=[_shown(one, row) for one, row in rows.items()]
-    )
+    import pandas as pd
 
-
-def _shown(run_id: str, row: Mapping[str, Any]) -> dict[str, Any]:
-    seconds = row.get("seconds")
-    texts = {name: str(row.get(name) or "") for name in (*TEXTS, "status", "error", "report")}
-    return texts | {
-        "run_id": run_id,
-        "started_at": texts["started_at"][:16].replace("T", " "),
-        "took": human_seconds(seconds) if isinstance(seconds, int | float) else "",
-        "dry_run": row.get("dry_run") is True,
-        "amis": [str(one) for one in row.get("amis") or ()],
-    }
+    shown = [
+        {
+            **{name: str(row.get(name) or "") for name in (*TEXTS, "status", "error")},
+            "run_id": run_id,
+            "started_at": str(row.get("started_at") or "")[:16].replace("T", " "),
+            "dry_run": "dry run" if row.get("dry_run") else "",
+            "seconds": seconds if isinstance(seconds := row.get("seconds"), int | float) else None,
+            "amis": " ".join(map(str, row.get("amis") or ())),
+            "report": quote(str(row.get("report") or "")),
+        }
+        for run_id, row in rows.items()
+    ]
+    frame = pd.DataFrame(shown, columns=[one.name for one in COLUMNS])
+    table = PageTable("runs", "Runs", COLUMNS, frame, "-started_at", nothing="No runs yet.")
+    return templates.page("runbooks/evidence/index.html", table=table, plain_rows=PLAIN_ROWS)
 
 
 class _Folder:
