@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,10 +93,12 @@ def fleet(
         from vmsnix_ops.cli.options import no_fingerprint
 
         raise no_fingerprint()
-    from vmsnix_ops.cli.output import echo_or_discard, show_error
+    from vmsnix_ops.cli.output import echo_or_discard, is_unattended, show_error
     from vmsnix_ops.cli.sandbox import run_sandbox
     from vmsnix_ops.progress import LogLines, Progress, on_screen
     from vmsnix_ops.runbooks import fleet as fleets
+    from vmsnix_ops.runbooks.execution import notices
+    from vmsnix_ops.settings import load
 
     with run_sandbox() if sandbox else nullcontext() as served:
         ready = fleets.plan(
@@ -124,9 +127,14 @@ def fleet(
     written = echo_or_discard(json(outcome.values, indent=2) if as_json else where) and written
     if not written:
         echo(where, err=True)
-    for problem in outcome.values["problems"]:
+    error, unsent = outcome.error, []
+    if is_unattended():
+        failure = {"what": error.what, "why": error.why, "fix": error.fix} if error else None
+        values = {**outcome.values, "status": outcome.status, "failure": failure}
+        environment = served.environment if served else os.environ
+        unsent = notices.send(values, load(environment=environment), environment)
+    for problem in (*outcome.values["problems"], *unsent):
         echo(line(problem), err=True)
-    error = outcome.error
     if error is not None:
         show_error(error.what, error.why, error.fix)
     return outcome.exit_code or (0 if written else PARTIAL)

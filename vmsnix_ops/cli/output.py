@@ -84,6 +84,11 @@ def open_display(*, as_json: bool) -> Iterator[tuple[TextIO, Reporter | None]]:
         bars.close()
 
 
+def is_unattended() -> bool:
+    """Return whether no person waits for this command: none of its streams is a terminal."""
+    return not any(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
+
+
 def discard_output(number: int = 1) -> None:
     """Discard standard output from now on; otherwise Python would fail again when it flushes at exit.
 

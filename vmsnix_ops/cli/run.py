@@ -390,7 +390,7 @@ def execute(
     `mistakes` of the command line are listed in one error with those of the values.
     """
     from vmsnix_ops.cli.next_steps import next_command
-    from vmsnix_ops.cli.output import open_display, show_end
+    from vmsnix_ops.cli.output import is_unattended, open_display, show_end
     from vmsnix_ops.cli.sandbox import run_sandbox, sandbox_defaults
     from vmsnix_ops.runbooks.evidence.writing import all_parameters
     from vmsnix_ops.runbooks.execution.execute import read_notebook
@@ -421,11 +421,6 @@ def execute(
         )
     following = next_command(runbook, outcome.values, sandbox=sandbox)
     return show_end(outcome, as_json=outcome.values if as_json else None, following=following)
-
-
-def is_unattended() -> bool:
-    """Return whether no person waits for this command: none of its streams is a terminal."""
-    return not any(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
 
 
 def _confirmed(runbook: catalog.Runbook, given: Mapping[str, object]) -> bool:

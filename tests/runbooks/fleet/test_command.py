@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from vmsnix_ops.cli import main, output
 from vmsnix_ops.runbooks import fleet
+from vmsnix_ops.runbooks.execution import notices
 from vmsnix_ops.runbooks.fleet.report import FleetResult
 
 if TYPE_CHECKING:
@@ -104,7 +105,11 @@ def test_the_exit_code_follows_the_states_of_the_targets(
     values = {"report": "R", "result": "S", "problems": []}
     outcome = FleetResult("try", "run", False, documents, 1.0, values)
     monkeypatch.setattr(fleet.FleetPlan, "apply", lambda *_, **__: outcome)
+    sent: list[Any] = []
+    monkeypatch.setattr(notices, "_post", lambda url, payload: sent.append((url, payload["status"])))
+    monkeypatch.setenv("VMSNIX_NOTIFY_WEBHOOK", "https://hooks.example.com/fleets")
     assert main(["fleet", str(plan), "--no-dry-run", "--json"]) == code
+    assert sent == ([("https://hooks.example.com/fleets", outcome.status)] if code else [])
     printed = capsys.readouterr()
     assert json.loads(printed.out) == values
     assert ("Error: " in printed.err) == (code != 0)

@@ -17,7 +17,7 @@ from vmsnix_ops.pages import Segment
 from vmsnix_ops.progress import counted, human_seconds
 from vmsnix_ops.records.result import KEYS, Result, marked
 from vmsnix_ops.redaction import Redactor, secret_values
-from vmsnix_ops.runbooks.evidence import archive, github
+from vmsnix_ops.runbooks.evidence import archive, github, index
 from vmsnix_ops.runbooks.evidence.writing import store
 from vmsnix_ops.runbooks.execution.status import PARTIAL
 from vmsnix_ops.text import link_target
@@ -213,6 +213,8 @@ def write(
         values |= {"exit_code": result.exit_code or PARTIAL, "result": str(folder.path(archive.RESULT))}
         folder.write_json(archive.RESULT, values)
     github.write(values, os.environ)
+    if unlisted := index.add(folder, values):
+        values["problems"].append(unlisted)
     return values
 
 
