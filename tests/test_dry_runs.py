@@ -40,6 +40,9 @@ CLAIM = re.compile(
     r"terminated|uploaded|imported|copied|shared|set|moved|rolled back|registered|created|deleted|made)\b"
 )
 # Texts that are no claim: columns, steps, and states of what exists.
+CODE = re.compile(
+    r"<(style|script)(?! type=.application/json)[^>]*>.*?</\1>", re.DOTALL
+)  # not read by people
 NO_CLAIM = re.compile(
     r"set channel|set /vmsnix|not shared|(is|are) deleted|created_at|created \d+ \w+ ago"
     r"|(\| |  |>)created( \||  |<)"
@@ -138,8 +141,7 @@ def test_a_dry_run_is_marked_and_claims_nothing_wherever_it_is_shown(
 
 
 def claims(text: str) -> list[str]:
-    text = text.partition("</style>")[2] or text
-    text = NO_CLAIM.sub("", text)
+    text = NO_CLAIM.sub("", CODE.sub("", text))
     return [text[max(match.start() - 40, 0) : match.end() + 20] for match in CLAIM.finditer(text)]
 
 
