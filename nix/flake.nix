@@ -1,7 +1,7 @@
 # The images of vmsnix_ops. The flake uses plain attribute sets and functions and no framework, so that you can
 # read from top to bottom how an image's name becomes a derivation. README.md beside this file lists the files.
 {
-  description = "NixOS machine images for AWS: profiles, mixins, three images and their checks";
+  description = "NixOS machine images for AWS: profiles, mixins, images and their checks";
 
   inputs = {
     nixpkgs.url = "github:NixOS/nixpkgs/nixos-unstable-small";

@@ -8,6 +8,7 @@ let
     base = ./modules/profiles/base.nix;
     immutable = ./modules/profiles/immutable.nix;
     amazon = ./modules/profiles/amazon.nix;
+    attested = ./modules/profiles/attested.nix;
     cachix = ./modules/profiles/cachix.nix;
     image = ./modules/profiles/image.nix;
   };
@@ -43,7 +44,8 @@ rec {
   images = import ./images;
 
   # The modules of every image of this flake: srvos' server defaults (a firewall, networkd, UTC, no mutable
-  # users, no documentation), our four profiles, the image's own file, and ALT-F4's keys. The keys are set here
+  # users, no documentation), our four profiles, the image's own file, and ALT-F4's keys. An attested image leaves the
+  # profile `cachix` out. The keys are set here
   # and not in `profiles.base`, so that a flake that imports only our modules never trusts them by accident.
   imageModules =
     name: file:
@@ -72,14 +74,14 @@ rec {
       }
     ) images;
 
-  # The EC2 image of a configuration, with description and disk size. vmsnix_ops/nix/flake.py reads these two to
+  # The image of a configuration, with description and disk size. vmsnix_ops/nix/flake.py reads these two to
   # list the images, so that a list evaluates two options of each machine and not its derivation.
   imagePackage =
     machine:
     let
-      inherit (machine.config.vmsnix.image) description diskSize;
+      inherit (machine.config.vmsnix.image) description diskSize format;
     in
-    machine.config.system.build.images.amazon
+    machine.config.system.build.images.${format}
     // {
       vmsnix = { inherit description diskSize; };
     };

@@ -49,31 +49,29 @@ let
       check "module-${name}" (alone.failedAssertions ++ alone.warnings) "evaluates alone: ${alone.drvPath}"
     );
 
-  # Without administrator keys the build must stop with a message.
-  noKeys =
-    (lib.nixosSystem {
-      modules = vmsnix.imageModules "ecs-node" vmsnix.images.ecs-node ++ [
-        {
-          nixpkgs.hostPlatform = system;
-          vmsnix.admin.keys = lib.mkForce [ ];
-        }
+  # An image of this flake with other settings.
+  changed =
+    name: settings:
+    lib.nixosSystem {
+      modules = vmsnix.imageModules name vmsnix.images.${name} ++ [
+        { nixpkgs.hostPlatform = system; }
+        settings
       ];
-    }).config.assertions;
+    };
+
+  # Without administrator keys the build must stop with a message.
+  noKeys = (changed "ecs-node" { vmsnix.admin.keys = lib.mkForce [ ]; }).config.assertions;
 
   refused = lib.any (
     assertion: !assertion.assertion && lib.hasInfix "vmsnix.admin.keys is empty" assertion.message
   ) noKeys;
 
   # Without Nix there is nothing to clean up, and a timer for it is an error.
-  withoutNix =
-    (lib.nixosSystem {
-      modules = vmsnix.imageModules "gc-fwd" vmsnix.images.gc-fwd ++ [
-        {
-          nixpkgs.hostPlatform = system;
-          nix.enable = false;
-        }
-      ];
-    }).config;
+  withoutNix = (changed "gc-fwd" { nix.enable = false; }).config;
+
+  # The facts of an attested image must be true also with its two options.
+  failedFacts =
+    machine: map (fact: fact.fact) (lib.filter (fact: !fact.isTrue) (import ./facts.nix { inherit lib; } machine));
 
   # The three formats of the original nixosGenerate, on a machine without the profile amazon.
   generated = lib.genAttrs [ "amazon" "qcow" "raw" ] (
@@ -102,6 +100,14 @@ lib.mapAttrs' image self.lib.report.${system}
     ++ lib.optional withoutNix.nix.gc.automatic "nix.gc is on without Nix"
     ++ lib.optional withoutNix.nix.optimise.automatic "nix.optimise is on without Nix"
   ) "an image without Nix has no timers for its store";
+
+  attested-interactive = check "attested-interactive" (failedFacts (
+    changed "gc-fwd-attested" { vmsnix.attested.interactive = true; }
+  )) "an interactive image has sudo, and a word for it in its command line";
+
+  attested-cluster = check "attested-cluster" (failedFacts (
+    changed "ecs-node-attested" { vmsnix.ecs.cluster = null; }
+  )) "user data sets only the cluster's name";
 
   formats = check "formats" [ ] (builtins.toJSON generated);
 

@@ -1,152 +1,300 @@
-# Facts that must be true for every image. `facts machine` is a list of { fact, isTrue }, computed from the
+# Facts that must be true for an image. `facts machine` is a list of { fact, isTrue }, computed from the
 # evaluated configuration; nothing is built.
 { lib }:
 machine:
 let
   inherit (machine) config;
-  amazon = config.system.build.images.amazon.passthru.config;
+  inherit (config.vmsnix.image) format;
+  size = config.vmsnix.image.diskSize;
+  attested = format == "attested";
+  image = config.system.build.images.${format};
+  # The configuration inside the image.
+  variant = image.passthru.config;
   admin = config.users.users.${config.vmsnix.admin.name};
   services = config.systemd.services;
   register = config.vmsnix.image.registerImage;
   etcMount = lib.findFirst (
     mount: mount.where == "/sysroot/etc"
   ) null config.boot.initrd.systemd.mounts;
-  has = lib.hasInfix;
+  # Text without context, so that a fact builds nothing.
+  text = builtins.unsafeDiscardStringContext;
+  has = part: whole: lib.hasInfix (text part) (text whole);
   runner = config.services.github-runners.runner or null;
   blocksMetadata = services ? block-instance-metadata && !(config.vmsnix.docker.instanceMetadata or true);
   failed = lib.filter (assertion: !assertion.assertion);
+
+  every = {
+    # Assertions and warnings of the machine and of its image.
+    "no assertion fails" = failed config.assertions == [ ];
+    "no assertion of the image fails" = failed variant.assertions == [ ];
+    "there are no warnings" = config.warnings == [ ];
+
+    # Immutable main disk, writable state.
+    "the store is mounted read-only" = lib.elem "ro" config.boot.nixStoreMountOpts;
+    "/etc is an overlay without a writable layer" =
+      config.system.etc.overlay.enable
+      && !config.system.etc.overlay.mutable
+      && etcMount.type == "overlay"
+      && lib.elem "ro" (lib.splitString "," etcMount.options)
+      && !lib.hasInfix "upperdir" etcMount.options;
+    "only declared users exist" = !config.users.mutableUsers;
+    "SSH host keys are state below /var/lib" =
+      config.services.openssh.hostKeys != [ ]
+      && lib.all (key: lib.hasPrefix "/var/lib/" key.path) config.services.openssh.hostKeys;
+    "name servers are written outside /etc" = config.services.resolved.enable;
+
+    # Agents.
+    "a service starts when its secret has content, and can be stopped" =
+      lib.all (unit: !(unit.pathConfig ? PathExists)) (lib.attrValues config.systemd.paths)
+      && lib.all (
+        unit: services.${unit}.unitConfig.ConditionFileNotEmpty or [ ] == [ config.systemd.paths.${unit}.pathConfig.PathChanged ]
+      ) (lib.filter (unit: config.systemd.paths.${unit}.pathConfig ? PathChanged) (lib.attrNames config.systemd.paths));
+    "there is a program that writes secrets in one step" = lib.any (
+      package: (package.name or "") == "vmsnix-secret"
+    ) config.environment.systemPackages;
+    # The start on EC2.
+    "a machine is online when one interface is" =
+      config.systemd.network.wait-online.enable && config.systemd.network.wait-online.anyInterface;
+    "instance metadata is requested for five minutes" =
+      has "VMSNIX_METADATA_SECONDS:-300" services.fetch-ec2-metadata.script;
+    "the last line of the metadata fetch is on the console" =
+      services.fetch-ec2-metadata.serviceConfig.StandardOutput == "journal+console"
+      && services.fetch-ec2-metadata.serviceConfig.StandardError or "" == "journal";
+    "a small machine has compressed swap" =
+      config.zramSwap.enable && config.services.zram-generator.settings.zram0.host-memory-limit or 0 == 4096;
+
+    # Containers and jobs.
+    "containers cannot reach the instance metadata service" =
+      config.virtualisation.docker.enable
+      -> blocksMetadata
+      && lib.elem "docker.service" services.block-instance-metadata.before
+      && lib.elem "docker.service" services.block-instance-metadata.requiredBy;
+    "ECS tasks have no awsvpc network, and no instance metadata in it" =
+      config.services.ecs-agent.enable
+      ->
+        config.services.ecs-agent.extra-environment.ECS_ENABLE_TASK_ENI or "" == "false"
+        && config.services.ecs-agent.extra-environment.ECS_AWSVPC_BLOCK_IMDS or "" == "true"
+        && has "bridge and host" config.vmsnix.image.description;
+    "jobs of the runner and their HOME are on the disk" =
+      runner != null
+      ->
+        lib.hasPrefix "/var/lib/" (toString runner.workDir)
+        && services.github-runner-runner.environment.HOME == runner.workDir
+        && lib.elem (lib.removePrefix "/var/lib/" runner.workDir) services.github-runner-runner.serviceConfig.StateDirectory;
+    "jobs of the runner cannot reach the instance metadata service" =
+      runner != null
+      ->
+        blocksMetadata
+        && has "--uid-owner ${runner.user}" services.block-instance-metadata.environment.VMSNIX_OWNERS;
+
+    # Access.
+    "the keys of the administrator are in image-info.json" =
+      config.vmsnix.image.info.admin.keys or [ ] == admin.openssh.authorizedKeys.keys;
+    "SSH accepts only keys" =
+      config.services.openssh.enable
+      && config.services.openssh.settings.PasswordAuthentication == false
+      && config.services.openssh.settings.KbdInteractiveAuthentication == false;
+    "the administrator's keys come only from the image" =
+      lib.elem "/etc/ssh/authorized_keys.d/%u" config.services.openssh.authorizedKeysFiles
+      && !lib.any (lib.hasInfix "%h") config.services.openssh.authorizedKeysFiles;
+    "executed programs are audited, and the log is limited" =
+      config.security.auditd.enable
+      && lib.any (lib.hasInfix "execve") config.security.audit.rules
+      && config.security.auditd.settings.max_log_file_action == "rotate";
+
+    # The disk and the registration.
+    "the disk has the configured size" =
+      (if attested then variant.image.repart.imageSize == "${toString size}M" else variant.virtualisation.diskSize == size);
+    "the console is the serial port" =
+      lib.last (lib.filter (lib.hasPrefix "console=") config.boot.kernelParams)
+      == "console=ttyS0,115200n8";
+    "instance metadata is not written to /etc" =
+      config.environment.etc."ec2-metadata".mode == "direct-symlink"
+      && config.environment.etc."ec2-metadata".source == "/run/ec2-metadata";
+    "the registration matches the image" =
+      register.BootMode == (if config.ec2.efi then "uefi" else "legacy-bios")
+      && register.Architecture
+        == (if machine.pkgs.stdenv.hostPlatform.isAarch64 then "arm64" else "x86_64")
+      && register.RootDeviceName == config.vmsnix.image.rootDevice
+      && register.EnaSupport
+      && register.ImdsSupport == "v2.0"
+      && ((register ? TpmSupport) -> register.BootMode == "uefi");
+  };
+
+  # The images that Cachix deploys to, and that run user data.
+  seed = {
+    "passwd and shadow are written outside /etc" =
+      config.services.userborn.enable && config.services.userborn.passwordFilesLocation != "/etc";
+    "EC2's services use the directory of the SSH host keys" = lib.all (
+      directives: lib.elem "${config.vmsnix.immutable.sshHostKeyDirectory}:/etc/ssh" directives
+    ) [
+      services.apply-ec2-data.serviceConfig.BindPaths
+      services.print-host-key.serviceConfig.BindReadOnlyPaths
+    ];
+    "the Cachix agent is enabled and has a name" =
+      config.services.cachix-agent.enable
+      && config.services.cachix-agent.name != ""
+      && services.cachix-agent.environment.CACHIX_AGENT_NAME == config.vmsnix.cachix.agentName;
+    "the Cachix agent waits for its token" =
+      services.cachix-agent.unitConfig.ConditionFileNotEmpty or [ ] == [ config.vmsnix.cachix.tokenFile ];
+    "the SSM agent is enabled" = config.services.amazon-ssm-agent.enable;
+    "amazon-init is enabled" = config.virtualisation.amazon-init.enable && services ? amazon-init;
+
+    "GRUB is installed to the disk of the root file system" =
+      if config.ec2.efi then
+        config.boot.loader.grub.devices == [ "nodev" ]
+      else
+        config.boot.loader.grub.devices == [ "/dev/vmsnix-root-disk" ]
+        && has "-root-disk %k\", SYMLINK+=\"vmsnix-root-disk\"" config.services.udev.extraRules
+        && has "/dev/vmsnix-root-disk" config.boot.loader.grub.extraPrepareConfig;
+    "only root can read the EFI system partition" =
+      config.ec2.efi
+      -> config.fileSystems."/boot".fsType == "vfat" && lib.elem "umask=0077" config.fileSystems."/boot".options;
+    "the administrator has keys and sudo" =
+      admin.openssh.authorizedKeys.keys != [ ]
+      && admin.openssh.authorizedKeys.keys == config.vmsnix.admin.keys
+      && lib.elem "wheel" admin.extraGroups;
+    "the EC2 key pair can log in as root" =
+      lib.elem "/root/.ssh/authorized_keys" config.services.openssh.authorizedKeysFiles
+      && config.services.openssh.settings.PermitRootLogin == "prohibit-password";
+    "the root partition grows" = config.boot.growPartition && config.fileSystems."/".autoResize;
+    "image-info.json contains the registration" =
+      has "registerImage" image.postVM;
+    "the image is nixpkgs' Amazon image, and not an attested one" =
+      format == "amazon" && !(config.vmsnix ? attested) && config.nix.enable && config.system.switch.enable;
+    "UUIDs, hash seeds and dates of the disk are fixed" =
+      image.SOURCE_DATE_EPOCH == "315532800"
+      && has "-E hash_seed=" image.preVM
+      && has "tune2fs -T now -U " image.buildCommand
+      && has "--disk-guid=" image.preVM
+      && (config.ec2.efi -> has "mkfs.vfat -i " image.buildCommand);
+  };
+
+  cmdline = " ${toString variant.boot.kernelParams} ";
+  mount = path: variant.fileSystems.${path};
+  notExecutable = options: lib.all (flag: lib.elem flag options) [ "noexec" "nosuid" "nodev" ];
+  # Mounts of a disk, without the verified store.
+  data = lib.filterAttrs (path: _: path != "/" && path != "/nix/store") variant.fileSystems;
+  partitions = variant.image.repart.partitions;
+  inherit (variant.image.repart.verityStore) partitionIds;
+  files = variant.environment.etc;
+  docker = config.virtualisation.docker.enable;
+  containers = config.systemd.slices.ecstasks.sliceConfig;
+  daemon = config.virtualisation.docker.daemon.settings;
+  agent = services.ecs-agent;
+  cluster = config.vmsnix.ecs.cluster or null;
+
+  attestedFacts = {
+    # The disk.
+    "the store is a read-only erofs partition with dm-verity" =
+      variant.image.repart.verityStore.enable
+      && partitions.${partitionIds.store}.repartConfig.Format == "erofs"
+      && partitions.${partitionIds.store}.repartConfig.Verity == "data"
+      && partitions.${partitionIds.store-verity}.repartConfig.Verity == "hash"
+      && lib.elem variant.system.build.toplevel partitions.${partitionIds.store}.storePaths
+      && variant.boot.initrd.systemd.dmVerity.enable
+      && (mount "/nix/store").device == "/usr/nix/store";
+    "the root hash is in the command line of the UKI, which the firmware starts" =
+      has "usrhash=$usrhash" variant.system.build.uki.buildCommand
+      && has "init=${variant.system.build.toplevel}/init" variant.system.build.uki.buildCommand
+      && lib.hasPrefix "/EFI/BOOT/BOOT" variant.image.repart.verityStore.ukiPath
+      && !variant.boot.loader.grub.enable
+      && !variant.boot.loader.systemd-boot.enable;
+    "the image boots by UEFI and needs a TPM 2.0" =
+      register.BootMode == "uefi" && register.TpmSupport == "v2.0" && config.boot.initrd.systemd.tpm2.enable;
+    "the root file system is a tmpfs" = (mount "/").fsType == "tmpfs" && notExecutable (mount "/").options;
+    "/var and /home are on a partition that the first boot makes" =
+      variant.boot.initrd.systemd.repart.enable
+      && variant.systemd.repart.partitions."50-data".Label == "vmsnix-data"
+      && (mount "/var").device == "/dev/disk/by-partlabel/vmsnix-data"
+      && (mount "/home").device == "/var/home"
+      && !lib.any (partition: (partition.repartConfig.Label or "") == "vmsnix-data") (lib.attrValues partitions);
+    "nothing on the data partition can be executed, except the state of containers" =
+      lib.attrNames (lib.filterAttrs (_: each: !notExecutable each.options) data)
+      == lib.optional docker "/var/lib/docker"
+      && lib.attrNames data
+      == [ "/home" "/var" ] ++ lib.optional docker "/var/lib/docker";
+    "the state of containers is empty after a boot" =
+      docker -> config.systemd.tmpfiles.settings."20-vmsnix-executable-state"."/var/lib/docker" ? "D!";
+    "users and their passwords are part of the verified store" =
+      config.services.userborn.static
+      && lib.all (file: lib.hasPrefix "/nix/store/" (toString files.${file}.source)) [ "group" "passwd" "shadow" ];
+    "no deployment changes the system" =
+      !config.nix.enable && !config.system.switch.enable && !config.services.cachix-agent.enable && !(services ? cachix-agent);
+    "no other code is started: no kexec, no hibernation, no partition by its type, no emergency shell" =
+      has " nohibernate " cmdline
+      && has " systemd.gpt_auto=0 " cmdline
+      && config.boot.kernel.sysctl."kernel.kexec_load_disabled"
+      && config.boot.initrd.systemd.emergencyAccess == false
+      && !config.systemd.enableEmergencyMode;
+
+    # What runs as root.
+    "user data is not run" = !config.virtualisation.amazon-init.enable && !(services ? amazon-init);
+    "there is no SSM agent" = !config.services.amazon-ssm-agent.enable && !(services ? amazon-ssm-agent);
+    "user data sets no SSH keys" = !services.apply-ec2-data.enable;
+    "root cannot log in" =
+      config.services.openssh.settings.PermitRootLogin == "no"
+      && config.services.openssh.authorizedKeysFiles == [ "/etc/ssh/authorized_keys.d/%u" ]
+      && config.users.users.root.openssh.authorizedKeys.keys == [ ]
+      && lib.all (kind: lib.elem config.users.users.root.${kind} [ null "!" ]) [
+        "hashedPassword"
+        "hashedPasswordFile"
+        "initialHashedPassword"
+        "initialPassword"
+        "password"
+      ];
+    "the administrator has keys, and sudo only in an interactive image" =
+      let
+        sudo = lib.elem "wheel" admin.extraGroups || lib.elem "docker" admin.extraGroups || config.security.sudo.enable;
+      in
+      admin.openssh.authorizedKeys.keys == config.vmsnix.admin.keys
+      && sudo == config.vmsnix.attested.interactive
+      && !config.security.polkit.enable;
+    "an interactive image has a word in its command line" =
+      has " vmsnix.interactive=1 " cmdline == config.vmsnix.attested.interactive;
+    "user data is read only as data, for the names that the image accepts" =
+      services ? user-data == (config.vmsnix.attested.userData != { })
+      && (
+        services ? user-data
+        ->
+          has "vmsnix-secret \"$file\"" services.user-data.script
+          && !has "eval" services.user-data.script
+          && services.user-data.environment.VMSNIX_ACCEPTED != ""
+      );
+    "the image contains nitro-tpm-attest" = lib.elem machine.pkgs.nitrotpm-tools config.environment.systemPackages;
+
+    # Containers.
+    "there are no privileged containers" =
+      docker
+      -> agent.environment.ECS_DISABLE_PRIVILEGED == "true"
+      && daemon.default-runtime == "unprivileged"
+      && lib.hasPrefix "/nix/store/" daemon.runtimes.unprivileged.path;
+    "containers reach neither the TPM and other devices nor the instance metadata service, in any network" =
+      docker
+      -> daemon.cgroup-parent == "ecstasks.slice"
+      && daemon.exec-opts == [ "native.cgroupdriver=systemd" ]
+      && lib.elem "docker.service" config.systemd.slices.ecstasks.requiredBy
+      && containers.DevicePolicy == "closed"
+      && !(containers ? DeviceAllow)
+      && containers.IPAddressDeny == [ "169.254.169.254/32" "fd00:ec2::254/128" ];
+    "the name of the cluster is part of the image, or the only variable that user data sets" =
+      services ? ecs-agent
+      -> (
+        if cluster != null then
+          agent.environment.ECS_CLUSTER == cluster
+          && !(agent.serviceConfig ? EnvironmentFile)
+          && !(config.systemd.paths ? ecs-agent)
+          && config.vmsnix.attested.userData == { }
+        else
+          config.vmsnix.attested.userData == { "ecs.config" = [ "ECS_CLUSTER" ]; }
+      );
+
+    # The output.
+    "image-info.json has the registration, the root hash, the UKI, the cluster, and whether the image is interactive" =
+      lib.all (key: has key image.postInstall) [ "$registerImage" "$root_hash" "$uki" "$interactive" "$cluster" "tpm: \"v2.0\"" ]
+      && has "cp \"${variant.system.build.uki}" image.postInstall;
+    "UUIDs of the disk are fixed" =
+      variant.image.repart.seed != null && variant.image.repart.seed != "random";
+  };
 in
-lib.mapAttrsToList (fact: isTrue: { inherit fact isTrue; }) {
-  # Assertions and warnings of the machine and of its image.
-  "no assertion fails" = failed config.assertions == [ ];
-  "no assertion of the Amazon variant fails" = failed amazon.assertions == [ ];
-  "there are no warnings" = config.warnings == [ ];
-
-  # Immutable main disk, writable state.
-  "the store is mounted read-only" = lib.elem "ro" config.boot.nixStoreMountOpts;
-  "/etc is an overlay without a writable layer" =
-    config.system.etc.overlay.enable
-    && !config.system.etc.overlay.mutable
-    && etcMount.type == "overlay"
-    && lib.elem "ro" (lib.splitString "," etcMount.options)
-    && !lib.hasInfix "upperdir" etcMount.options;
-  "only declared users exist" = !config.users.mutableUsers;
-  "passwd and shadow are written outside /etc" =
-    config.services.userborn.enable && config.services.userborn.passwordFilesLocation != "/etc";
-  "SSH host keys are state below /var/lib" =
-    config.services.openssh.hostKeys != [ ]
-    && lib.all (key: lib.hasPrefix "/var/lib/" key.path) config.services.openssh.hostKeys;
-  "instance metadata is not written to /etc" =
-    config.environment.etc."ec2-metadata".mode == "direct-symlink"
-    && config.environment.etc."ec2-metadata".source == "/run/ec2-metadata";
-  "EC2's services use the directory of the SSH host keys" = lib.all (
-    directives: lib.elem "${config.vmsnix.immutable.sshHostKeyDirectory}:/etc/ssh" directives
-  ) [
-    services.apply-ec2-data.serviceConfig.BindPaths
-    services.print-host-key.serviceConfig.BindReadOnlyPaths
-  ];
-  "name servers are written outside /etc" = config.services.resolved.enable;
-
-  # Agents.
-  "the Cachix agent is enabled and has a name" =
-    config.services.cachix-agent.enable
-    && config.services.cachix-agent.name != ""
-    && services.cachix-agent.environment.CACHIX_AGENT_NAME == config.vmsnix.cachix.agentName;
-  "the Cachix agent waits for its token" =
-    services.cachix-agent.unitConfig.ConditionFileNotEmpty or [ ] == [ config.vmsnix.cachix.tokenFile ];
-  "a service starts when its secret has content, and can be stopped" =
-    lib.all (unit: !(unit.pathConfig ? PathExists)) (lib.attrValues config.systemd.paths)
-    && lib.all (
-      unit: services.${unit}.unitConfig.ConditionFileNotEmpty or [ ] == [ config.systemd.paths.${unit}.pathConfig.PathChanged ]
-    ) (lib.filter (unit: config.systemd.paths.${unit}.pathConfig ? PathChanged) (lib.attrNames config.systemd.paths));
-  "there is a program that writes secrets in one step" = lib.any (
-    package: (package.name or "") == "vmsnix-secret"
-  ) config.environment.systemPackages;
-  "the SSM agent is enabled" = config.services.amazon-ssm-agent.enable;
-  "amazon-init is enabled" = config.virtualisation.amazon-init.enable && services ? amazon-init;
-
-  # The start on EC2.
-  "a machine is online when one interface is" =
-    config.systemd.network.wait-online.enable && config.systemd.network.wait-online.anyInterface;
-  "instance metadata is requested for five minutes" =
-    has "VMSNIX_METADATA_SECONDS:-300" services.fetch-ec2-metadata.script;
-  "the last line of the metadata fetch is on the console" =
-    services.fetch-ec2-metadata.serviceConfig.StandardOutput == "journal+console"
-    && services.fetch-ec2-metadata.serviceConfig.StandardError or "" == "journal";
-  "GRUB is installed to the disk of the root file system" =
-    if config.ec2.efi then
-      config.boot.loader.grub.devices == [ "nodev" ]
-    else
-      config.boot.loader.grub.devices == [ "/dev/vmsnix-root-disk" ]
-      && has "-root-disk %k\", SYMLINK+=\"vmsnix-root-disk\"" config.services.udev.extraRules
-      && has "/dev/vmsnix-root-disk" config.boot.loader.grub.extraPrepareConfig;
-  "only root can read the EFI system partition" =
-    config.ec2.efi
-    -> config.fileSystems."/boot".fsType == "vfat" && lib.elem "umask=0077" config.fileSystems."/boot".options;
-  "a small machine has compressed swap" =
-    config.zramSwap.enable && config.services.zram-generator.settings.zram0.host-memory-limit or 0 == 4096;
-
-  # Containers and jobs.
-  "containers cannot reach the instance metadata service" =
-    config.virtualisation.docker.enable
-    -> blocksMetadata
-    && lib.elem "docker.service" services.block-instance-metadata.before
-    && lib.elem "docker.service" services.block-instance-metadata.requiredBy;
-  "ECS tasks have no awsvpc network, and no instance metadata in it" =
-    config.services.ecs-agent.enable
-    ->
-      config.services.ecs-agent.extra-environment.ECS_ENABLE_TASK_ENI or "" == "false"
-      && config.services.ecs-agent.extra-environment.ECS_AWSVPC_BLOCK_IMDS or "" == "true"
-      && has "bridge and host" config.vmsnix.image.description;
-  "jobs of the runner and their HOME are on the disk" =
-    runner != null
-    ->
-      lib.hasPrefix "/var/lib/" (toString runner.workDir)
-      && services.github-runner-runner.environment.HOME == runner.workDir
-      && lib.elem (lib.removePrefix "/var/lib/" runner.workDir) services.github-runner-runner.serviceConfig.StateDirectory;
-  "jobs of the runner cannot reach the instance metadata service" =
-    runner != null
-    ->
-      blocksMetadata
-      && has "--uid-owner ${runner.user}" services.block-instance-metadata.environment.VMSNIX_OWNERS;
-
-  # Access.
-  "the administrator has keys and sudo" =
-    admin.openssh.authorizedKeys.keys != [ ]
-    && admin.openssh.authorizedKeys.keys == config.vmsnix.admin.keys
-    && lib.elem "wheel" admin.extraGroups;
-  "the keys of the administrator are in image-info.json" =
-    config.vmsnix.image.info.admin.keys or [ ] == admin.openssh.authorizedKeys.keys;
-  "SSH accepts only keys" =
-    config.services.openssh.enable
-    && config.services.openssh.settings.PasswordAuthentication == false
-    && config.services.openssh.settings.KbdInteractiveAuthentication == false;
-  "the EC2 key pair can log in as root" =
-    lib.elem "/root/.ssh/authorized_keys" config.services.openssh.authorizedKeysFiles
-    && config.services.openssh.settings.PermitRootLogin == "prohibit-password";
-  "the administrator's keys come only from the image" =
-    lib.elem "/etc/ssh/authorized_keys.d/%u" config.services.openssh.authorizedKeysFiles
-    && !lib.any (lib.hasInfix "%h") config.services.openssh.authorizedKeysFiles;
-  "executed programs are audited, and the log is limited" =
-    config.security.auditd.enable
-    && lib.any (lib.hasInfix "execve") config.security.audit.rules
-    && config.security.auditd.settings.max_log_file_action == "rotate";
-
-  # The disk and the registration.
-  "the disk has the configured size" =
-    amazon.virtualisation.diskSize == config.vmsnix.image.diskSize;
-  "the root partition grows" = config.boot.growPartition && config.fileSystems."/".autoResize;
-  "the console is the serial port" =
-    lib.last (lib.filter (lib.hasPrefix "console=") config.boot.kernelParams)
-    == "console=ttyS0,115200n8";
-  "the registration matches the image" =
-    register.BootMode == (if config.ec2.efi then "uefi" else "legacy-bios")
-    && register.Architecture
-      == (if machine.pkgs.stdenv.hostPlatform.isAarch64 then "arm64" else "x86_64")
-    && register.RootDeviceName == config.vmsnix.image.rootDevice
-    && register.EnaSupport
-    && register.ImdsSupport == "v2.0"
-    && ((register ? TpmSupport) -> register.BootMode == "uefi");
-  "image-info.json contains the registration" =
-    lib.hasInfix "registerImage" config.system.build.images.amazon.postVM;
-}
+lib.mapAttrsToList (fact: isTrue: { inherit fact isTrue; }) (every // (if attested then attestedFacts else seed))

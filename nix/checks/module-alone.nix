@@ -22,7 +22,7 @@ let
         users.allowNoPasswordLogin = true;
       }
     ]
-    ++ lib.optional (name == "base") { vmsnix.admin.keys = [ throwaway ]; };
+    ++ lib.optional (name == "base" || name == "attested") { vmsnix.admin.keys = [ throwaway ]; };
   };
 in
 {

@@ -17,7 +17,7 @@ let
       generated = vmsnix.nixosGenerate {
         inherit system;
         modules = vmsnix.imageModules name vmsnix.images.${name};
-        format = "amazon";
+        inherit (machine.config.vmsnix.image) format;
       };
       inherit (machine) config;
     in

@@ -3,5 +3,7 @@
 {
   actions-runner = ./actions-runner.nix;
   ecs-node = ./ecs-node.nix;
+  ecs-node-attested = ./ecs-node-attested.nix;
   gc-fwd = ./gc-fwd.nix;
+  gc-fwd-attested = ./gc-fwd-attested.nix;
 }

@@ -73,6 +73,7 @@ NOT_RUN = {
     ("docs/how-to/first-publish.md", "aws cloudformation"): "the sandbox has no CloudFormation; "
     "tests/publish checks the template",
     ("nix/README.md", "nix"): "downloads nixpkgs; tests/nix evaluates the flake",
+    ("nix/README.md", "cachix"): "needs an account at Cachix",
     ("nix/README.md", "NIXPKGS_TREE"): "downloads nixpkgs; tests/nix evaluates the flake",
     ("docs/how-to/outside-altf4.md", "#!/bin/sh"): "runs on a machine made from an image",
     ("docs/how-to/outside-altf4.md", "nix flake check"): "downloads nixpkgs; tests/nix evaluates the flake",

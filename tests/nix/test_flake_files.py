@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).parents[2]
 FLAKE = REPOSITORY / "nix"
 NIX_FILES = sorted(FLAKE.rglob("*.nix"))
 ALLOY_FILES = sorted(FLAKE.rglob("*.alloy"))
-IMAGES = ("actions-runner", "ecs-node", "gc-fwd")
+IMAGES = ("actions-runner", "ecs-node", "ecs-node-attested", "gc-fwd", "gc-fwd-attested")
 
 # Components that each destination has to define (see the comment in host.alloy).
 DESTINATION = {"prometheus.relabel.instance", "loki.process.sink", "otelcol.processor.batch.sink"}

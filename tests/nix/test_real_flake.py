@@ -18,10 +18,10 @@ import pytest
 
 from tests.support import require
 
-pytestmark = pytest.mark.timeout(1200)  # the six evaluations belong to the first test
+pytestmark = pytest.mark.timeout(1200)  # the ten evaluations belong to the first test
 
 CHECKS = Path(__file__).parents[2] / "nix/checks"
-IMAGES = ("actions-runner", "ecs-node", "gc-fwd")
+IMAGES = ("actions-runner", "ecs-node", "ecs-node-attested", "gc-fwd", "gc-fwd-attested")
 SYSTEMS = ("x86_64-linux", "aarch64-linux")
 EACH = [(system, image) for system in SYSTEMS for image in IMAGES]
 
@@ -83,15 +83,16 @@ def test_nixos_generate_makes_the_same_derivation(
 def test_the_disk_and_the_registration(report: dict[str, dict[str, Any]], system: str, image: str) -> None:
     figures = report[system][image]
     register = figures["registerImage"]
+    attested = image.endswith("-attested")
     assert figures["diskSizeMiB"] == (6144 if image == "actions-runner" else 4096)
     assert register["Architecture"] == ("arm64" if system.startswith("aarch64") else "x86_64")
-    assert register["BootMode"] == ("uefi" if system.startswith("aarch64") else "legacy-bios")
+    assert register["BootMode"] == ("uefi" if attested or system.startswith("aarch64") else "legacy-bios")
     assert (register["RootDeviceName"], register["ImdsSupport"], register["EnaSupport"]) == (
         "/dev/sda1",
         "v2.0",
         True,
     )
-    assert "TpmSupport" not in register
+    assert register.get("TpmSupport") == ("v2.0" if attested else None)
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

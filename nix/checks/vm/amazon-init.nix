@@ -16,23 +16,15 @@
       vmsnix.modules.immutable
       vmsnix.modules.amazon
       vmsnix.modules.cachix
+      (import ./metadata.nix { inherit lib pkgs; } 20 ''
+        #!/bin/sh
+        echo ran > /var/lib/user-data
+        (sleep 2; echo CACHIX_AGENT_TOKEN=none) | vmsnix-secret cachix-agent
+      '')
       {
         networking.hostName = "machine";
         vmsnix.admin.keys = import ../../keys.nix;
         vmsnix.image.name = "test";
-        # EC2's service for instance metadata, on this machine, with its address.
-        systemd.services.metadata = {
-          wantedBy = [ "multi-user.target" ];
-          script = ''
-            sleep 20
-            ${lib.getExe' pkgs.iproute2 "ip"} address add 169.254.169.254/32 dev lo
-            exec ${lib.getExe pkgs.python3} ${./metadata.py} ${pkgs.writeText "user-data" ''
-              #!/bin/sh
-              echo ran > /var/lib/user-data
-              (sleep 2; echo CACHIX_AGENT_TOKEN=none) | vmsnix-secret cachix-agent
-            ''}
-          '';
-        };
         # The real agent would connect to Cachix; this test needs only its name and its start.
         systemd.services.cachix-agent.serviceConfig.ExecStart = lib.mkForce (
           pkgs.writeShellScript "agent" ''

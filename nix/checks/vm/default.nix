@@ -17,6 +17,7 @@ let
       {
         alloy = ./alloy.nix;
         amazon-init = ./amazon-init.nix;
+        attested = ./attested.nix;
         immutable = ./immutable.nix;
         ssh = ./ssh.nix;
       };

@@ -53,6 +53,13 @@ in
       '';
     };
 
+    sudo = mkOption {
+      type = types.bool;
+      default = true;
+      example = false;
+      description = "Let the administrator become root with sudo. With `false`, the machine has no sudo.";
+    };
+
     passwordlessSudo = mkOption {
       type = types.bool;
       default = true;
@@ -89,15 +96,13 @@ in
       isNormalUser = true;
       description = "Administrator";
       # systemd-journal lets the administrator read logs without root.
-      extraGroups = [
-        "systemd-journal"
-        "wheel"
-      ];
+      extraGroups = [ "systemd-journal" ] ++ lib.optional cfg.sudo "wheel";
       openssh.authorizedKeys.keys = cfg.keys;
       # userborn does not manage subordinate ids. They are not needed: there are no rootless containers.
       autoSubUidGidRange = false;
     };
 
+    security.sudo.enable = cfg.sudo;
     security.sudo.wheelNeedsPassword = !cfg.passwordlessSudo;
 
     services.openssh = {

@@ -16,6 +16,11 @@ let
   inherit (pkgs.stdenv.hostPlatform) system;
   cfg = config.vmsnix.image;
 
+  # Fixed, so that two builds of an image do not differ by them. 1980-01-01, the first day of FAT.
+  sourceDate = "315532800";
+  hashSeed = "5d0c7c1b-9f52-4b0e-8f7d-3c8a54a2f0a6";
+  espId = "56d50e5c";
+
   architectures = {
     x86_64-linux = "x86_64";
     aarch64-linux = "arm64";
@@ -38,6 +43,13 @@ in
       default = "NixOS machine image";
       example = "ECS container instance";
       description = "The purpose of machines made from this image, in one line; the AMI's description.";
+    };
+
+    format = mkOption {
+      type = types.str;
+      default = "amazon";
+      example = "attested";
+      description = "The format of the image: a name in `system.build.images`.";
     };
 
     diskSize = mkOption {
@@ -153,8 +165,14 @@ in
 
         # nixpkgs' derivation with one more step after the virtual machine has finished: it adds our keys to
         # the file that nixpkgs has written. A second derivation around the first would store every disk twice.
+        #
+        # nixpkgs sets the UUIDs of the disk, its partitions and its ext4 file system. The seed of ext4's directory
+        # hashes and the number of the EFI system partition are set here; both would be random.
         system.build.image = lib.mkForce (
           lib.overrideDerivation config.system.build.amazonImage (original: {
+            SOURCE_DATE_EPOCH = sourceDate;
+            preVM = lib.replaceStrings [ "-E offset=" ] [ "-E hash_seed=${hashSeed},offset=" ] original.preVM;
+            buildCommand = lib.replaceStrings [ "mkfs.vfat -n ESP" ] [ "mkfs.vfat -i ${espId} -n ESP" ] original.buildCommand;
             postVM = original.postVM + ''
               ${lib.getExe pkgs.jq} \
                 --argjson registerImage ${lib.escapeShellArg (builtins.toJSON cfg.registerImage)} \

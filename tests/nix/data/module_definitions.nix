@@ -85,10 +85,13 @@ let
       length
       mapAttrs
       ;
+    mapAttrsToList = f: set: map (name: f name set.${name}) (attrNames set);
+    toUpper = text: text;
     allUnique = _: true;
     boolToString = value: if value then "true" else "false";
     concatMapStringsSep = separator: f: list: builtins.concatStringsSep separator (map f list);
     drop = count: list: if count == 0 || list == [ ] then list else lib.drop (count - 1) (builtins.tail list);
+    genAttrs = names: f: listToAttrs (map (name: { inherit name; value = f name; }) names);
     getExe = _: "/program";
     getExe' = _: name: "/${name}";
     makeBinPath = concatStringsSep ":";
@@ -162,7 +165,10 @@ let
       isx86_64 = system == "x86_64-linux";
       isAarch64 = system == "aarch64-linux";
     };
+    curl = "/curl";
     jq = "/jq";
+    nitrotpm-tools = "/nitrotpm-tools";
+    runc = "/runc";
     iptables = "/iptables";
     coreutils = "/coreutils";
     writeShellScript = name: _: "/${name}";

@@ -11,7 +11,7 @@
 # does not offer them to the cluster, so ECS does not place such a task on this machine.
 #
 # The settings file contains the agent's own variables, one on each line, at least ECS_CLUSTER=NAME. They override
-# the defaults below.
+# the defaults below. A machine whose image names the cluster has no settings file.
 {
   config,
   lib,
@@ -38,6 +38,16 @@ in
   ];
 
   options.vmsnix.ecs = {
+    cluster = mkOption {
+      type = types.nullOr (types.strMatching "[A-Za-z0-9_-]{1,255}");
+      default = null;
+      example = "production";
+      description = ''
+        Name of the cluster, as a part of the image. Then the agent reads no settings file. With null, the settings
+        file contains the name.
+      '';
+    };
+
     settingsFile = mkOption {
       type = types.path;
       default = "/run/keys/ecs.config";
@@ -95,7 +105,6 @@ in
         wants = [ "network-online.target" ];
         requires = [ "docker.service" ];
         serviceConfig = {
-          EnvironmentFile = toString cfg.settingsFile;
           LogsDirectory = "ecs";
           StateDirectory = "ecs";
           Restart = "always";
@@ -125,6 +134,12 @@ in
 
       environment.etc."alloy/ecs-agent.alloy".source = ./ecs-agent.alloy;
     }
-    (import ../../start-when-present.nix "ecs-agent" (toString cfg.settingsFile))
+    (lib.mkIf (cfg.cluster != null) { vmsnix.ecs.settings.ECS_CLUSTER = lib.mkForce cfg.cluster; })
+    (lib.mkIf (cfg.cluster == null) (
+      lib.mkMerge [
+        { systemd.services.ecs-agent.serviceConfig.EnvironmentFile = toString cfg.settingsFile; }
+        (import ../../start-when-present.nix "ecs-agent" (toString cfg.settingsFile))
+      ]
+    ))
   ];
 }

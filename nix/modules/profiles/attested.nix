@@ -1,0 +1,305 @@
+# Profile `attested`: a machine whose code cannot be changed on the disk, and whose TPM proves which code runs.
+#
+# The store is a read-only erofs file system with dm-verity. Its root hash is in the kernel command line of the
+# unified kernel image (UKI), which the firmware measures into PCR 4 of the TPM. A changed bit of the store is an
+# I/O error; a changed kernel, initial RAM disk or command line is another PCR 4. The root file system is a tmpfs,
+# and passwd, shadow and /etc are part of the store. /var and /home are data: the first boot makes their partition,
+# and nothing on it can be executed. nix/README.md has the threat model.
+#
+# Takes from the profile `amazon` everything that runs or admits what was not measured: amazon-init, the SSM agent,
+# the EC2 key pair and the SSH host keys of user data, deployments. The administrator can log in, but has no sudo.
+# User data is read as data: lines NAME=VALUE with the names that the image accepts become secret files.
+#
+# Adds the image format `attested`: a raw disk with the UKI beside it, and image-info.json.
+{
+  config,
+  lib,
+  modulesPath,
+  pkgs,
+  ...
+}:
+let
+  inherit (lib) mkForce mkOption types;
+  inherit (pkgs.stdenv.hostPlatform) system;
+  cfg = config.vmsnix.attested;
+  machine = config.vmsnix.image;
+  # null is a cluster that user data names.
+  cluster = config.vmsnix.ecs.cluster or null;
+  docker = config.virtualisation.docker.enable;
+
+  notExecutable = [
+    "noexec"
+    "nosuid"
+    "nodev"
+  ];
+in
+{
+  imports = [
+    ./amazon.nix
+    ./base.nix
+    ./image.nix
+    ./immutable.nix
+  ];
+  disabledModules = [ ./cachix.nix ];
+
+  options.vmsnix.attested = {
+    interactive = mkOption {
+      type = types.bool;
+      default = false;
+      example = true;
+      description = ''
+        Give the administrator sudo, to find a fault. The kernel command line gets the word
+        `vmsnix.interactive=1`, so PCR 4 differs from that of the image without it.
+      '';
+    };
+
+    userData = mkOption {
+      type = types.attrsOf (types.listOf (types.strMatching "[A-Z][A-Z0-9_]*"));
+      default = { };
+      example = {
+        grafana-cloud = [ "GRAFANA_CLOUD_TOKEN" ];
+      };
+      description = ''
+        The names that user data may set, for each secret file. Every other name is refused. The value
+        `ssm:NAME` stands for the parameter NAME of SSM Parameter Store.
+      '';
+    };
+
+    executableState = mkOption {
+      type = types.listOf types.path;
+      default = if docker then [ "/var/lib/docker" ] else [ ];
+      defaultText = lib.literalMD "`/var/lib/docker` on a machine with Docker";
+      example = [ "/var/lib/plugins" ];
+      description = ''
+        Directories below /var with programs that a service must execute. The programs are not measured. Each
+        directory is empty after a boot, so that a changed disk cannot add a program to it.
+      '';
+    };
+  };
+
+  config = lib.mkMerge [
+    {
+      # Firmware, disk and kernel.
+      ec2.efi = true;
+      vmsnix.image = {
+        format = "attested";
+        tpm = true;
+      };
+      boot.loader.grub.enable = mkForce false;
+      boot.growPartition = mkForce false;
+      boot.kernelParams = [
+        # Mount no partition only because of its type.
+        "systemd.gpt_auto=0"
+      ]
+      ++ lib.optional cfg.interactive "vmsnix.interactive=1";
+      # No hibernation and no kexec, which start code that was not measured.
+      security.protectKernelImage = true;
+
+      fileSystems = {
+        "/" = {
+          device = mkForce "none";
+          fsType = mkForce "tmpfs";
+          autoResize = mkForce false;
+          options = [
+            "mode=0755"
+            "size=25%"
+          ]
+          ++ notExecutable;
+        };
+        "/boot".enable = mkForce false;
+        "/var" = {
+          device = "/dev/disk/by-partlabel/vmsnix-data";
+          fsType = "ext4";
+          options = notExecutable;
+        };
+        "/home" = {
+          device = "/var/home";
+          fsType = "none";
+          options = [ "bind" ] ++ notExecutable;
+        };
+      }
+      // lib.genAttrs cfg.executableState (directory: {
+        device = directory;
+        fsType = "none";
+        options = [
+          "bind"
+          "exec"
+          "suid"
+          "nodev"
+        ];
+      });
+
+      # systemd-repart makes the partition in the free space of the disk, and later boots find it.
+      boot.initrd.systemd.repart.enable = true;
+      systemd.repart.partitions."50-data" = {
+        Type = "linux-generic";
+        Label = "vmsnix-data";
+        Format = "ext4";
+        SizeMinBytes = "512M";
+      };
+      systemd.tmpfiles.settings."20-vmsnix-executable-state" = lib.genAttrs cfg.executableState (_: {
+        "D!" = {
+          mode = "0711";
+          user = "root";
+          group = "root";
+        };
+      });
+
+      # The system is never changed after the build. /usr is the verified partition.
+      nix.enable = false;
+      system.switch.enable = false;
+      services.userborn.static = true;
+      system.activationScripts.usrbinenv = mkForce "";
+
+      # Nothing that was not measured runs as root.
+      virtualisation.amazon-init.enable = mkForce false;
+      services.amazon-ssm-agent.enable = mkForce false;
+      systemd.services.apply-ec2-data.enable = false;
+      vmsnix.admin.sudo = cfg.interactive;
+      # Without sudo, no user can become root, which NixOS refuses by default.
+      users.allowNoPasswordLogin = true;
+      services.openssh = {
+        settings.PermitRootLogin = mkForce "no";
+        # Before the profile `amazon`, which adds root's own file.
+        authorizedKeysFiles = lib.mkOverride 48 [ "/etc/ssh/authorized_keys.d/%u" ];
+      };
+
+      systemd.services.user-data = lib.mkIf (cfg.userData != { }) {
+        description = "Write the secrets of user data";
+        wantedBy = [ "multi-user.target" ];
+        after = [ "fetch-ec2-metadata.service" ];
+        path = [
+          pkgs.curl
+          pkgs.jq
+          # vmsnix-secret
+          "/run/current-system/sw"
+        ];
+        environment.VMSNIX_ACCEPTED = toString (
+          lib.concatLists (lib.mapAttrsToList (file: map (name: "${file}:${name}")) cfg.userData)
+        );
+        script = builtins.readFile ./user-data.sh;
+        serviceConfig = {
+          Type = "oneshot";
+          RemainAfterExit = true;
+          StandardOutput = "journal+console";
+          StandardError = "journal";
+        };
+      };
+
+      environment.systemPackages = [ pkgs.nitrotpm-tools ];
+    }
+
+    # Containers are not measured. They are kept from the TPM, from other devices, and from the credentials of the
+    # instance's role, in every network. The name of the slice is the ECS agent's, which creates a slice for each task
+    # below it.
+    (lib.mkIf docker {
+      systemd.slices.ecstasks = {
+        description = "Containers";
+        requiredBy = [ "docker.service" ];
+        before = [ "docker.service" ];
+        sliceConfig = import ../containers-slice.nix;
+      };
+      virtualisation.docker.daemon.settings = {
+        cgroup-parent = "ecstasks.slice";
+        exec-opts = [ "native.cgroupdriver=systemd" ];
+        # The ECS agent offers no privileged containers to the cluster, but would start one all the same.
+        default-runtime = "unprivileged";
+        runtimes.unprivileged.path = "${pkgs.writeShellScript "unprivileged-runtime" ''
+          PATH=${
+            lib.makeBinPath [
+              pkgs.jq
+              pkgs.runc
+            ]
+          }
+          ${builtins.readFile ./unprivileged-runtime.sh}
+        ''}";
+      };
+    })
+
+    (lib.mkIf config.services.ecs-agent.enable {
+      # The cluster places no privileged containers here.
+      services.ecs-agent.extra-environment.ECS_DISABLE_PRIVILEGED = "true";
+      vmsnix.attested.userData = lib.mkIf (cluster == null) { "ecs.config" = [ "ECS_CLUSTER" ]; };
+    })
+
+    {
+      # A deferred module, like the one of the profile `image`.
+      image.modules.attested =
+        {
+          config,
+          lib,
+          pkgs,
+          ...
+        }:
+        let
+          inherit (config.image.repart.verityStore) partitionIds;
+          efiArch = lib.toUpper pkgs.stdenv.hostPlatform.efiArch;
+          uki = "${machine.name}.efi";
+        in
+        {
+          imports = [ "${modulesPath}/image/repart.nix" ];
+
+          # nixpkgs' derivation, with the UKI and image-info.json added to its output.
+          options.system.build.image = lib.mkOption {
+            type = types.package;
+            apply =
+              image:
+              image.overrideAttrs (previous: {
+                nativeBuildInputs = previous.nativeBuildInputs ++ [ pkgs.buildPackages.jq ];
+                postInstall = (previous.postInstall or "") + ''
+                  cp "${config.system.build.uki}/${config.system.boot.loader.ukiFile}" "$out/${uki}"
+                  disk="$out/${config.image.baseName}.raw"
+                  mkdir -p "$out/nix-support"
+                  echo "file raw-image $disk" >> "$out/nix-support/hydra-build-products"
+                  jq --null-input \
+                    --arg label ${lib.escapeShellArg config.system.nixos.version} \
+                    --arg system ${lib.escapeShellArg system} \
+                    --arg logical_bytes "$(stat --format=%s "$disk")" \
+                    --arg file "$disk" \
+                    --arg root_hash "$(jq --raw-output '.[] | select(.type | endswith("-verity")).roothash' "$out/repart-output.json")" \
+                    --arg uki ${lib.escapeShellArg uki} \
+                    --argjson interactive ${lib.boolToString cfg.interactive} \
+                    --argjson cluster ${lib.escapeShellArg (builtins.toJSON cluster)} \
+                    --argjson registerImage ${lib.escapeShellArg (builtins.toJSON machine.registerImage)} \
+                    --argjson vmsnix ${lib.escapeShellArg (builtins.toJSON machine.info)} \
+                    '{
+                      $label, boot_mode: "uefi", tpm: "v2.0", $system, $logical_bytes, $file,
+                      disks: {root: {$logical_bytes, $file}},
+                      attested: {$root_hash, $uki, $interactive, $cluster},
+                      $registerImage, $vmsnix
+                    }' > "$out/nix-support/image-info.json"
+                '';
+              });
+          };
+
+          config = {
+            image.baseName = lib.mkDefault "${machine.name}-${config.system.nixos.label}-${system}";
+            image.repart = {
+              inherit (machine) name;
+              imageSize =
+                if machine.diskSize == "auto" then "auto" else "${toString machine.diskSize}M";
+              verityStore = {
+                enable = true;
+                # The firmware starts the UKI itself, without a boot loader.
+                ukiPath = "/EFI/BOOT/BOOT${efiArch}.EFI";
+              };
+              # The free space stays free for the first boot: no partition grows into it.
+              partitions = {
+                ${partitionIds.esp}.repartConfig = {
+                  Type = "esp";
+                  Format = "vfat";
+                  SizeMinBytes = "256M";
+                  SizeMaxBytes = "256M";
+                };
+                ${partitionIds.store-verity}.repartConfig.Weight = 0;
+                ${partitionIds.store}.repartConfig = {
+                  Weight = 0;
+                  PaddingWeight = 1;
+                };
+              };
+            };
+          };
+        };
+    }
+  ];
+}
