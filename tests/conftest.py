@@ -42,6 +42,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     parts.chosen_parts(config)
+    os.environ.pop("COLUMNS", None)  # of pytest-xdist's processes; tables would be as narrow
     sys.dont_write_bytecode = False  # compile each test once, also with PYTHONDONTWRITEBYTECODE set
     if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
         quick.compile_once(config)
