@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tests.pages import Page
 from vmsnix_ops import errors
 from vmsnix_ops.audit import check, reports, views
 from vmsnix_ops.audit.findings import AuditCriteria
+from vmsnix_ops.audit.page import past_audits
 from vmsnix_ops.audit.reports import AuditResult
 from vmsnix_ops.audit.rules import evaluate
 from vmsnix_ops.audit.sync import sync
@@ -103,6 +105,37 @@ def test_the_page_has_all_rows(audit: AuditResult, tmp_path: Path) -> None:
     assert "--launch-permission" in public["remediation"]
     (used,) = [row for row in page.rows("AMIs") if row["use"] == "used"]
     assert used["users"].startswith("launch-template lt-")
+
+
+def test_the_page_shows_the_trend_of_complete_audits_of_the_same_regions(own: Owner, tmp_path: Path) -> None:
+    own.ami(tags=DIGEST)
+    first = AuditResult.of(own.scan(regions=[REGION]))
+    assert "audits</span>" not in reports.write(first, tmp_path)["audit.html"].read_text()
+    first.save()
+    AuditResult.of(own.scan(regions=[REGION, "eu-west-1"])).save()
+    own.share(own.ami(tags=DIGEST), "all")
+    later = datetime.now(UTC) + timedelta(hours=1)
+    scanned = own.scan(regions=[REGION])
+    run = replace(scanned.run, run_id="20990101T000000000Z-audit-inventory-abcdef")
+    now = AuditResult.of(replace(scanned, scanned_at=later, run=run))
+    past = past_audits(now.inventory, open_tables(load()))
+    cost = views.totals(first.inventory)["monthly_usd"]
+    (found,) = past.round({"monthly_usd": 2}).to_dict("records")
+    assert (found["amis"], found["snapshots"], found["monthly_usd"], found["urgent"]) == (1, 1, cost, 0)
+    text = reports.write(now, tmp_path)["audit.html"].read_text()
+    assert text.count("2 audits</span>") == 4
+    assert "<b>2</b><span>AMIs</span>" in text
+
+
+def test_the_page_shows_the_cost_of_each_image_by_age(audit: AuditResult, tmp_path: Path) -> None:
+    frame, now = audit.inventory.frame, audit.inventory.scanned_at
+    created = [now - timedelta(days=days) for days in range(len(frame))]  # the AMIs come first
+    frame = frame.assign(monthly_usd=2.5, image="web", created_at=pd.Series(created, frame.index))
+    inventory = replace(audit.inventory, frame=frame.sort_values("kind", ignore_index=True))
+    text = reports.write(replace(audit, inventory=inventory), tmp_path)["audit.html"].read_text()
+    assert re.search(r">\$7.50, [\d.]+ GiB, median \d day", text)
+    assert '<rect x="0.00%" width="100.00%" height="100%" class="part-1">' in text
+    assert "<title>1 week: 7.50 USD per month</title>" in text
 
 
 def test_result_json_and_the_job_summary_list_the_findings(audit: AuditResult) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from vmsnix_ops.audit.findings import RULES
 from vmsnix_ops.aws.references import references_from_json
 from vmsnix_ops.disk.image import GIB
 from vmsnix_ops.outcomes import SEVERITIES
-from vmsnix_ops.pages import PLAIN_ROWS, PageColumn, PageTable
+from vmsnix_ops.pages import PLAIN_ROWS, Lane, Lanes, PageColumn, PageTable, Segment, Trend
 from vmsnix_ops.progress import counted
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.audit.changes import Changes
     from vmsnix_ops.audit.inventory import Inventory
+    from vmsnix_ops.records.tables import Tables
 
 ACCOUNT = PageColumn("account", hidden=True, filter=True, group=True)
 REGION = PageColumn("region", width=8, below="account", filter=True, group=True)
@@ -98,11 +100,18 @@ REGIONS = [
 ]
 
 
-def page(inventory: Inventory, findings: pd.DataFrame, changes: Changes) -> str:
+AGES = ((7, "1 week"), (30, "1 month"), (90, "3 months"), (365, "1 year"), (math.inf, "more"))
+MAX_IMAGES = 15
+"""Images of the picture; those with the highest cost."""
+MAX_AUDITS = 50
+"""Audits of the trend; the newest ones."""
+
+
+def page(inventory: Inventory, findings: pd.DataFrame, changes: Changes, past: pd.DataFrame) -> str:
     """Return the report of an audit as one HTML page that loads nothing.
 
     `findings` are texts, from `vmsnix_ops.audit.findings.as_text`. Acknowledged ones are folded, and counted
-    apart.
+    apart. `past` is the result of `past_audits`.
     """
     when = f"{inventory.scanned_at:%Y-%m-%d %H:%M} UTC"
     found, acknowledged = split(findings)
@@ -113,6 +122,8 @@ def page(inventory: Inventory, findings: pd.DataFrame, changes: Changes) -> str:
         where=_where(inventory, when),
         tiles=_tiles(inventory, found, acknowledged),
         changes=str(changes),
+        images=_cost_by_image(inventory),
+        trends=_trends(inventory, found, past),
         findings=PageTable(
             *("findings", "Findings", columns, found),
             sort="severity",
@@ -181,3 +192,99 @@ def _tiles(
     yield f"{total['snapshots']:,.0f}", f"snapshots, {total['snapshots_unreferenced']:,.0f} of them unused"
     yield f"{total['stored_gib']:,.1f} GiB", f"stored, of {total['size_gib']:,.0f} GiB of volumes"
     yield f"${total['monthly_usd']:,.2f}", f"per month{estimated}"
+
+
+def past_audits(inventory: Inventory, tables: Tables) -> pd.DataFrame:
+    """Return numbers and costs of earlier audits of the same accounts and regions, oldest first.
+
+    The columns are ``scanned_at``, ``amis``, ``snapshots``, ``monthly_usd`` and ``urgent``: the number of
+    critical and high findings that are not acknowledged.
+    """
+    import pandas as pd
+
+    earlier = [("scanned_at", "<", inventory.scanned_at), ("run_id", "!=", inventory.run.run_id)]
+    places = tables.read(
+        "inventory",
+        columns=["scanned_at", "account", "region", "state"],
+        where=[("kind", "==", "region"), *earlier],
+    )
+    # An audit that could not read everything has other numbers.
+    places["place"] = list(zip(places["account"], places["region"], places["state"], strict=True))
+    wanted = {(*place, "read") for place in inventory.regions}
+    known = places.groupby("scanned_at")["place"].agg(lambda found: set(found) == wanted)
+    times = sorted(known.index[known.astype("bool")])[-MAX_AUDITS:]
+    if not times:
+        return pd.DataFrame(columns=["scanned_at", "amis", "snapshots", "monthly_usd", "urgent"])
+    where = [("scanned_at", "in", times)]
+    rows = tables.read(
+        "inventory",
+        columns=["scanned_at", "kind", "monthly_usd"],
+        where=[*where, ("kind", "not in", ["region", "bucket"])],
+    )
+    found = tables.read("findings", columns=["scanned_at", "severity", "acknowledged"], where=where)
+    urgent = found["severity"].isin(["critical", "high"]) & ~found["acknowledged"].eq(other=True)
+    amis = rows["kind"] == "ami"
+    columns = {
+        "amis": rows[amis].groupby("scanned_at").size(),
+        "snapshots": rows[rows["kind"] == "snapshot"].groupby("scanned_at").size(),
+        "monthly_usd": rows[~amis].groupby("scanned_at")["monthly_usd"].sum(),  # an AMI costs its snapshots
+        "urgent": found[urgent].groupby("scanned_at").size(),
+    }
+    frame = pd.DataFrame(columns, index=pd.Index(times, name="scanned_at"))
+    return frame.fillna(0).reset_index()
+
+
+def _trends(inventory: Inventory, findings: pd.DataFrame, past: pd.DataFrame) -> list[Trend]:
+    """Return the trend of each number from the past audits to this one; none without a past audit."""
+    if past.empty:
+        return []
+    total = views.totals(inventory)
+    urgent = int(findings["severity"].isin(["critical", "high"]).sum())
+    times = [*past["scanned_at"], inventory.scanned_at]
+    now = {
+        "urgent": ("critical and high findings", urgent),
+        "amis": ("AMIs", total["amis"]),
+        "snapshots": ("snapshots", total["snapshots"]),
+        "monthly_usd": ("USD per month", total["monthly_usd"]),
+    }
+    return [
+        Trend(title, times, [_rounded(each) for each in (*past[name], value)])
+        for name, (title, value) in now.items()
+    ]
+
+
+def _rounded(value: float) -> float:
+    return int(value) if float(value).is_integer() else round(float(value), 2)
+
+
+def _cost_by_image(inventory: Inventory) -> Lanes | None:
+    """Return the cost of the snapshots of each image, by age; ``None`` without costs."""
+    frame = inventory.frame[inventory.frame["kind"] == "snapshot"]
+    age = (inventory.scanned_at - frame["created_at"]).dt.total_seconds() / 86400
+    edges = [-math.inf, *(days for days, _ in AGES)]
+    rows = frame.assign(
+        image=frame["image"].fillna("without the tag vmsnix:image"),
+        days=age,
+        part=[next((n for n, edge in enumerate(edges[1:], 1) if days < edge), len(AGES)) for days in age],
+    )
+    costs = rows.groupby("image")["monthly_usd"].sum().sort_values(ascending=False)
+    if not costs.max() > 0:
+        return None
+    others = set(costs.index[MAX_IMAGES:])
+    largest = max(float(costs.max()), float(costs[MAX_IMAGES:].sum()))
+    rows["image"] = rows["image"].where(~rows["image"].isin(others), f"{len(others)} other images")
+    lanes = []
+    for image in [*costs.index[:MAX_IMAGES], *([f"{len(others)} other images"] if others else [])]:
+        some, begin, segments = rows[rows["image"] == image], 0.0, []
+        for part, cost in some.groupby("part")["monthly_usd"].sum().items():
+            share = float(cost) / largest
+            label = f"{AGES[int(str(part)) - 1][1]}: {cost:,.2f} USD per month"
+            segments.append(Segment(begin, share, str(part), label))
+            begin += share
+        gib = float(some["stored_bytes"].sum()) / GIB
+        days = some["days"].median()
+        text = f"${some['monthly_usd'].sum():,.2f}, {gib:,.1f} GiB, median {counted(int(days), 'day')}"
+        lanes.append(Lane(image, segments, text))
+    legend = {str(number): f"up to {label}" for number, (_, label) in enumerate(AGES, 1)}
+    legend[str(len(AGES))] = f"more than {AGES[-2][1]}"
+    return Lanes("Cost of the snapshots of each image by age", lanes, legend)

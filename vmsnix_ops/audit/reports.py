@@ -14,9 +14,9 @@ from vmsnix_ops.audit import inventory as inventories
 from vmsnix_ops.audit import views
 from vmsnix_ops.audit.acknowledgements import COLUMNS as ACKNOWLEDGED
 from vmsnix_ops.audit.acknowledgements import SHOW, mark, split
-from vmsnix_ops.audit.findings import AuditCriteria, ReadableTables, as_text
+from vmsnix_ops.audit.findings import NO_TABLES, AuditCriteria, ReadableTables, as_text
 from vmsnix_ops.audit.inventory import DEADLINE_MINUTES, Inventory, OneByOne
-from vmsnix_ops.audit.page import page
+from vmsnix_ops.audit.page import page, past_audits
 from vmsnix_ops.audit.retirement.decisions import RetirementRules
 from vmsnix_ops.audit.rules import evaluate
 from vmsnix_ops.outcomes import SEVERITIES
@@ -445,7 +445,11 @@ def write(audit: AuditResult, folder: Path) -> dict[str, Path]:
     paths["audit.html"] = folder / "audit.html"
     inventory = replace(audit.inventory, frame=frames["inventory"])
     changed = replace(audit.changes, frame=frames["changes"])
-    files.write(paths["audit.html"], page(inventory, frames["findings"], changed))
+    try:
+        past = past_audits(inventory, audit.tables or open_tables(load()))
+    except errors.RecordsError:  # a problem of the audit, which lists it
+        past = past_audits(inventory, NO_TABLES)
+    files.write(paths["audit.html"], page(inventory, frames["findings"], changed, past))
     return paths
 
 
