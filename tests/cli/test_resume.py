@@ -10,6 +10,7 @@ from tests.command_line import run_vmsnix, shelf
 from vmsnix_ops import settings
 from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.runbooks.evidence import archive as archives
+from vmsnix_ops.runbooks.evidence import chain
 from vmsnix_ops.runbooks.evidence import runs as evidence
 from vmsnix_ops.runbooks.execution.execute import run
 from vmsnix_ops.sandbox import sandbox
@@ -147,12 +148,50 @@ def test_a_killed_run_without_a_stored_notebook_is_resumed(
     shelf.put("10-try-this.ipynb", *CELLS, parameters=PARAMETERS)
     outcome = run("try-this", {"name": "Ada"}, record=False)
     folder = Path(outcome.result).parent
-    values = json.loads(Path(outcome.result).read_text())
+    started, *_ = chain.read(folder)
     for path in folder.iterdir():
         path.unlink()
-    started = {key: values[key] for key in ("run_id", "runbook", "parameters", "package_version", "cwd")}
-    (folder / "result.json").write_text(json.dumps(started | {"status": "running"}))
+    (folder / chain.FILE_NAME).write_text(json.dumps(started) + "\n")
+    (folder / archives.RESULT).write_text(json.dumps(started["entry"] | {"status": "running"}))
     shown = run_vmsnix("runs", "show", outcome.run_id)[1]
     assert f"Continue it: vmsnix runs resume {outcome.run_id}" in shown
     code, printed, _ = run_vmsnix("runs", "resume", outcome.run_id, "--json")
     assert (code, json.loads(printed)["attempt"]) == (0, 2)
+
+
+def test_a_killed_run_is_not_resumed_with_edited_parameters_or_cells(
+    shelf: Shelf, run_vmsnix: RunVmsnix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shelf.put("10-try-this.ipynb", *CELLS, parameters=PARAMETERS)
+    outcome = run("try-this", {"name": "Ada"}, record=False)
+    folder = Path(outcome.result).parent
+    journal, result, notebook = (
+        folder / name for name in (chain.FILE_NAME, archives.RESULT, archives.NOTEBOOK)
+    )
+    started, *_ = chain.read(folder)
+    entry = started["entry"] | {"status": "running"}
+    kept = notebook.read_text()
+    # As if it had been killed before its end.
+    before = {result: json.dumps(entry), notebook: kept, journal: json.dumps(started) + "\n"}
+    cells = json.loads(kept)
+    cells["cells"][-1]["source"] = "print('another cell')"
+    renamed = entry | {"parameters": {"name": "Eve"}}
+    forged = chain.chained({"kind": "start", "entry": renamed, "cells": started["cells"]}, 1, "")
+    for changed, what in (
+        ({result: json.dumps(renamed)}, "result.json"),
+        ({notebook: json.dumps(cells)}, "notebook.ipynb"),
+        ({result: json.dumps(renamed), journal: json.dumps(forged) + "\n"}, "journal"),
+    ):
+        for path, text in (before | changed).items():
+            path.write_text(text)
+        code, _, complaint = run_vmsnix("runs", "resume", outcome.run_id)
+        assert (code, f"is not as the run left it: {what}." in " ".join(complaint.split())) == (2, True)
+        assert run_vmsnix("runs", "verify", outcome.run_id)[0] == 1
+    for path, text in before.items():
+        path.write_text(text)
+    assert run_vmsnix("runs", "verify", outcome.run_id)[0] == 0
+    (tmp_path / "ready").touch()
+    code, printed, _ = run_vmsnix("runs", "resume", outcome.run_id, "--json")
+    assert (code, json.loads(printed)["attempt"]) == (0, 2)
+    assert run_vmsnix("runs", "verify", outcome.run_id)[0] == 0

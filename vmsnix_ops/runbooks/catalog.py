@@ -298,6 +298,15 @@ def digest(notebook: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(cells).encode()).hexdigest()
 
 
+def without_injected(notebook: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a notebook without the cell of parameters that papermill adds."""
+
+    def injected(cell: Mapping[str, Any]) -> bool:
+        return "injected-parameters" in cell.get("metadata", {}).get("tags", [])
+
+    return {**notebook, "cells": [cell for cell in notebook["cells"] if not injected(cell)]}
+
+
 def make_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of a folder of notebooks.
 

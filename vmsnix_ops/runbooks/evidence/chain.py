@@ -1,11 +1,12 @@
 """The journal of a run, ``evidence.jsonl``: each entry contains the SHA-256 of the entry before it.
 
-In a run that a kernel records, the entries are the executed cells; the last entry of every run contains the
-SHA-256 of its files. To edit an entry, all entries after it must change too, and so the last one. Its
+In a run that a kernel records, the entries are the executed cells; in other runs, the first entry of each
+attempt contains its parameters and the SHA-256 of its cells. The last entry of every run contains the SHA-256
+of its files. To edit an entry, all entries after it must change too, and so the last one. Its
 SHA-256 is therefore copied to places outside of the folder (anchors):
 
 - the row of the run in the table ``runs``, and its ``result.json`` in an archive on S3, both at its end;
-- a file below ``<state>/anchors``, after every entry, so that also a killed kernel leaves an anchor.
+- a file below ``<state>/anchors``, after every entry but the last, also for a run that is killed.
 
 `vmsnix_ops.runbooks.evidence.verification` compares them.
 """
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 FILE_NAME = "evidence.jsonl"
 ANCHORS = "anchors"
+START = "start"  # kind of the entry with the parameters of an attempt, before its first cell
 END = "end"  # kind of the entry with the SHA-256 of the files
 
 
@@ -169,6 +171,13 @@ def last(folder: Path) -> dict[str, Any]:
     if not entries:
         return {}
     return {"journal_entries": len(entries), "journal_sha256": entries[-1].get("sha256")}
+
+
+def continued(folder: Path, state: Path, run_id: str, redactor: Redactor) -> ChainedJournal:
+    """Return the journal in the folder of a run, to append after its last entry."""
+    known = last(folder)
+    entries, sha256 = known.get("journal_entries", 0), known.get("journal_sha256", "")
+    return ChainedJournal(folder / FILE_NAME, state, run_id, redactor, entries, sha256)
 
 
 def append_end(folder: Path, values: Mapping[str, Any], result: str) -> None:

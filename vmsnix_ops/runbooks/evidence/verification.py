@@ -17,6 +17,7 @@ from vmsnix_ops import files
 from vmsnix_ops.errors import ArchiveError, RecordsError
 from vmsnix_ops.progress import counted
 from vmsnix_ops.records.tables import open_tables
+from vmsnix_ops.runbooks import catalog
 from vmsnix_ops.runbooks.evidence import archive as archives
 from vmsnix_ops.runbooks.evidence import chain, writing
 from vmsnix_ops.runbooks.execution.status import PARTIAL
@@ -80,12 +81,13 @@ def verify(archive: Archive, settings: Settings, run: ArchivedRun) -> Verificati
     if problem:
         journal = EvidenceCheck(JOURNAL, "unreadable", problem)
     valid = journal is not None and journal.finding in ("intact", "not anchored")
-    seal = _seal(entries) if valid else {}
+    seal, start = (_seal(entries), _start(entries)) if valid else ({}, {})
     sealed = seal.get("files") or {}
     stored = run.values.get("files") or {}
     checks = [
         *([journal] if journal is not None else []),
-        *_check_result(archive, run, seal),
+        *_check_result(archive, run, seal, start),
+        *_check_cells(archive, run, start),
         *(
             _check_file(archive, run, name, sealed.get(name))
             for name in sorted({*stored, *sealed} - {chain.FILE_NAME})
@@ -199,14 +201,41 @@ def _seal(entries: Sequence[Mapping[str, Any] | None]) -> Mapping[str, Any]:
     return ends[-1] if ends else {}
 
 
-def _check_result(archive: Archive, run: ArchivedRun, seal: Mapping[str, Any]) -> list[EvidenceCheck]:
-    """Check ``result.json``; return nothing for a run that has not ended."""
+def _start(entries: Sequence[Mapping[str, Any] | None]) -> Mapping[str, Any]:
+    """Return the first entry of an attempt that has not ended; empty if there is none."""
+    last = entries[-1] if entries else None
+    return last if last is not None and last.get("kind") == chain.START else {}
+
+
+def _check_cells(archive: Archive, run: ArchivedRun, start: Mapping[str, Any]) -> list[EvidenceCheck]:
+    """Check the cells of the notebook of an attempt that has not ended; `resume` would execute them."""
+    content = archive.notebook(run) if start else None
+    if content is None:
+        return []
+    try:
+        notebook = catalog.without_injected(json.loads(content))
+        changed = catalog.digest(notebook) != start.get("cells")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        changed = True
+    text = "Its cells are not those with which the run started."
+    return [EvidenceCheck(archives.NOTEBOOK, "changed", text)] if changed else []
+
+
+def _check_result(
+    archive: Archive, run: ArchivedRun, seal: Mapping[str, Any], start: Mapping[str, Any]
+) -> list[EvidenceCheck]:
+    """Check ``result.json``; of a run that has not ended, only what it contained at the start."""
     location, content = archive.entry(run.run_id)
     if content is None:
         return [EvidenceCheck(archives.RESULT, "removed", f"{location} is missing.")]
     if not _is_exact(content, run.values):
         text = "It contains a key twice, or a value of another type than documented."
         return [EvidenceCheck(archives.RESULT, "changed", text)]
+    if start:
+        given: Mapping[str, Any] = start.get("entry") or {}
+        text = "Its values are not those with which the run started."
+        same = all(run.values.get(name) == value for name, value in given.items())
+        return [] if same else [EvidenceCheck(archives.RESULT, "changed", text)]
     return [_check_values(run, seal)] if seal or run.values.get("finished_at") else []
 
 

@@ -167,8 +167,10 @@ def save(
         unsaved = run_tables.append_unsaved(folder.local, open_tables(run.settings))
         problems += [text for text in unsaved if text not in problems]
     others: list[str] = []
+    journal = chain.continued(folder.local, run.settings.state, folder.run_id, folder.redactor)
     with _collecting(problems, "The files of the run could not be searched for secrets"):
         problems += folder.redact()
+        journal.reload()  # a secret that became known later may be in an entry
         others = [name for name in folder.names() if name not in (*LOCATION_KEYS, chain.FILE_NAME)]
     found |= redactor.found
     store(folder, values, [archive.NOTEBOOK, archive.REPORT, *others])

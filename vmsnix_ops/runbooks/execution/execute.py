@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.abc
+import json
 import os
 import shutil
 import sys
@@ -28,7 +29,7 @@ from vmsnix_ops.errors import ConfirmationError, ParameterError, RunError
 from vmsnix_ops.records.run_context import new_run_id
 from vmsnix_ops.runbooks import catalog, parameters
 from vmsnix_ops.runbooks.evidence import archive as archives
-from vmsnix_ops.runbooks.evidence import index, writing
+from vmsnix_ops.runbooks.evidence import chain, index, writing
 from vmsnix_ops.runbooks.execution import kernels, notices, side_effects
 from vmsnix_ops.runbooks.execution._interrupts import signals
 from vmsnix_ops.runbooks.execution._kernel import ERROR_FILE
@@ -240,6 +241,8 @@ def run(
             work=work,
             environment=variables,
         )
+    journal = chain.continued(opened.local, settings.state, run_id, opened.redactor)
+    journal.append(chain.START, entry=entry, cells=catalog.digest(json.loads(content)))
     # An edited parameters cell must not change a default.
     passed = values if differs else checked
     prepared = writing.PreparedRun(wanted, content, passed, settings, variables, cwd, opened, entry)

@@ -115,14 +115,7 @@ def check_unchanged(archive: Archive, settings: Settings, run: ArchivedRun) -> N
         The evidence was changed, removed or cut off.
     """
     found = verification.verify(archive, settings, run)
-    # The journal of a resumed run that was killed contains the SHA-256 of the attempt before.
-    killed_again = run.status == "lost" and run.attempt > 1
-    bad = [
-        check
-        for check in found.checks
-        if check.finding in ("changed", "removed", "cut off")
-        and not (killed_again and check.name == archives.RESULT)
-    ]
+    bad = [check for check in found.checks if check.finding in ("changed", "removed", "cut off")]
     if bad:
         raise UsageError(
             f"The run {run.run_id} cannot be resumed.",
@@ -157,8 +150,8 @@ def archived_runbook(archive: Archive, run: ArchivedRun, folder: Path) -> Runboo
             )
         return known
     try:
-        notebook: dict[str, Any] = json.loads(content)
-        notebook["cells"] = [_clean(cell) for cell in notebook["cells"] if not _is_injected(cell)]
+        notebook = catalog.without_injected(json.loads(content))
+        notebook["cells"] = [_clean(cell) for cell in notebook["cells"]]
         for key in ("papermill", "vmsnix_run"):
             notebook["metadata"].pop(key, None)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -170,10 +163,6 @@ def archived_runbook(archive: Archive, run: ArchivedRun, folder: Path) -> Runboo
     path = folder / f"{known.slug if known is not None else f'10-{run.runbook}'}.ipynb"
     files.write(path, json.dumps(notebook))
     return catalog.read(path)
-
-
-def _is_injected(cell: Mapping[str, Any]) -> bool:
-    return "injected-parameters" in cell.get("metadata", {}).get("tags", [])
 
 
 def _clean(cell: dict[str, Any]) -> dict[str, Any]:
