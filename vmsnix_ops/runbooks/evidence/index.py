@@ -57,7 +57,7 @@ def update(
     """Write the list as `rebuild` does; return the problem as a sentence, or empty text."""
     try:
         rebuild(archive, ended, again=again)
-    except (ArchiveError, OSError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001 - no error may hide the outcome of a run that has ended
         return f"The list of runs was not updated; the next run will do that. {error}"
     return ""
 
@@ -127,14 +127,15 @@ def _row(archive: Archive, values: Mapping[str, Any], status: str) -> dict[str, 
     """Return the row of a run from its ``result.json``, without secrets."""
     amis = values.get("amis")
     by_region = amis.values() if isinstance(amis, dict) else ()
-    report = str(values.get("report") or "")
-    root = f"{archive.location.rstrip('/')}/"
+    # Relative, so that the links also work in a copy of the archive.
+    _, _, stored = str(values.get("report") or "").rpartition("/objects/")
+    report = f"objects/{stored}" if archive.remote else f"{values.get('run_id')}/{archives.REPORT}"
     row = {name: values.get(name) for name in TEXTS} | {
         "status": status,
         "dry_run": is_dry_run(values),
         "seconds": values.get("seconds"),
         "amis": list(dict.fromkeys(str(one) for one in (values.get("ami_id"), *by_region) if one)),
-        "report": report.removeprefix(root) if report.startswith(root) else "",
+        "report": report if values.get("report") else "",
         "error": (values.get("failure") or {}).get("what"),
     }
     kept = {name: value for name, value in row.items() if value}
