@@ -312,7 +312,7 @@ def fill_template(text: str, rows: pd.DataFrame) -> pd.Series[Any]:
 
 def finding_ids(findings: pd.DataFrame) -> list[str]:
     """Return the identity of each finding, 16 hexadecimal digits, from the columns `IDENTITY`."""
-    columns = [findings[name].astype("object").fillna("").astype("str") for name in IDENTITY]
+    columns = [findings[name].astype("object").fillna("") for name in IDENTITY]
     return [
         hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
         for parts in zip(*columns, strict=True)
