@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -30,7 +30,9 @@ from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.progress import silent
 from vmsnix_ops.publish import identity, preflight, prove, smoke
 from vmsnix_ops.records.run_context import new_run_id
-from vmsnix_ops.runbooks.evidence import archive, runs
+from vmsnix_ops.runbooks.evidence import archive, index, runs
+from vmsnix_ops.runbooks.execution import notices
+from vmsnix_ops.settings import load
 
 Actions = tuple[str, ...]
 Run = Callable[[Account, Actions], Any]
@@ -535,15 +537,28 @@ PUBLIC_IN_CHECKS = ("ec2:GetImageBlockPublicAccessState", "ec2:GetEbsEncryptionB
 # Evidence
 
 
-def keep_and_read_evidence(account: Account, actions: Actions) -> None:
-    """Archive a run, then find it and read its report."""
+def _variables(account: Account, actions: Actions) -> dict[str, str]:
     keys = account.session(actions).get_credentials().get_frozen_credentials()
-    environment = {
+    return {
         "AWS_ENDPOINT_URL": account.aws.url,
         "AWS_ACCESS_KEY_ID": keys.access_key,
         "AWS_SECRET_ACCESS_KEY": keys.secret_key,
         "AWS_REGION": REGION,
     }
+
+
+def send_a_notice(account: Account, actions: Actions) -> None:
+    """Send the notice of a failed run to a topic."""
+    topic = account.aws.client("sns").create_topic(Name="images")["TopicArn"]
+    settings = replace(load(), notify_topic=topic)
+    values = {"runbook": "audit-inventory", "status": "failed"}
+    problems = notices.send(values, settings, _variables(account, actions))
+    assert not problems, problems
+
+
+def keep_and_read_evidence(account: Account, actions: Actions) -> None:
+    """Archive a run, then find it, list it and read its report."""
+    environment = _variables(account, actions)
     work, run_id = account.image.parent / "runs", new_run_id("publish-ami")
     shelf = runs.Archive(f"s3://{BUCKET}/vmsnix/archive", work, environment)
     entry: dict[str, object] = {"run_id": run_id, "runbook": "publish-ami", "status": "running"}
@@ -554,11 +569,14 @@ def keep_and_read_evidence(account: Account, actions: Actions) -> None:
     files = {archive.REPORT: kept}
     folder.write_json(archive.RESULT, {**entry, "status": "done", "files": files})
     folder.close(done=True)
+    for _ in range(2):
+        assert index.rebuild(shelf) == f"{shelf.location}/index.html"
     assert shelf.read_file(shelf.find(run_id), archive.REPORT) == b"the page"
 
 
 JOB_RUNS: dict[str, JobRun] = {
     "evidence": JobRun(keep_and_read_evidence),
+    "notices": JobRun(send_a_notice),
     "import": JobRun(
         publish_by(),
         only_when={

@@ -52,6 +52,7 @@ ACTIONS = {
     "retirer": "audit.policies:retirer_actions",
     "preflight": "aws.iam.policies:thorough_actions",
     "archivist": "runbooks.evidence.archive:archivist_actions",
+    "notifier": "runbooks.execution.notices:notifier_actions",
     "bootstrap": "aws.bootstrap:bootstrapper_actions",
 }
 """The function that returns the actions of each kind of job; its module is imported when it is called."""
@@ -76,6 +77,7 @@ JOBS: dict[str, PolicyJob] = {
     "retire": PolicyJob("retirer"),
     "preflight": PolicyJob("preflight"),
     "evidence": PolicyJob("archivist"),
+    "notices": PolicyJob("notifier"),
     "bootstrap": PolicyJob("bootstrap"),
 }
 """Every job by its name on the page of permissions.
@@ -206,7 +208,7 @@ def iam_policy(
             )
         deny_uploads = not settings.bucket  # the uploads could be in the bucket of the archive
     scope = policies.PolicyScope(
-        topic=topic,
+        topic=topic or (settings.notify_topic if kind == "notifier" else ""),
         account=account,
         regions=regions,
         bucket=bucket or "*",

@@ -165,7 +165,7 @@ _ALL = (
     Permission("ssm:AddTagsToResource", "channels", "tag a new channel"),
     Permission("sts:AssumeRole", "audit roles", "audit other accounts"),
     Permission("sns:GetTopicAttributes", "topics", "check that the topic exists"),
-    Permission("sns:Publish", "topics", "announce a channel's new AMI"),
+    Permission("sns:Publish", "topics", "announce a channel's new AMI, send a notice of a failed run"),
     Permission("servicequotas:GetServiceQuota", "global", "read the quotas of AMIs"),
 )
 PERMISSIONS: dict[str, Permission] = {permission.name: permission for permission in _ALL}

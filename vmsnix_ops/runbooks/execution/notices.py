@@ -15,6 +15,9 @@ import urllib.request
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
+from vmsnix_ops.aws.iam.permissions import needs_of
+from vmsnix_ops.aws.session import session_of
+from vmsnix_ops.aws.topics import publish_message
 from vmsnix_ops.endpoints import is_loopback
 from vmsnix_ops.errors import VmsnixError
 from vmsnix_ops.records.result import is_dry_run
@@ -76,6 +79,11 @@ def send(values: Mapping[str, Any], settings: Settings, environment: Mapping[str
     ]
 
 
+def notifier_actions() -> tuple[str, ...]:
+    """Return the IAM actions for notices by a topic."""
+    return needs_of(publish_message)
+
+
 def _payload(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the notice: a sentence, which chat programs show, and the facts."""
     failure = values.get("failure") or {}
@@ -124,9 +132,6 @@ def _with_retries(call: Callable[[], None]) -> str:
 
 def _publish(topic: str, payload: Mapping[str, Any], environment: Mapping[str, str]) -> None:
     """Publish a notice to a topic; botocore repeats the request."""
-    from vmsnix_ops.aws.session import session_of
-    from vmsnix_ops.aws.topics import publish_message
-
     message = json.dumps(payload, indent=1, ensure_ascii=False)
     subject = f"vmsnix {payload['runbook']} {payload['status']}"
     publish_message(topic, subject, message, group=str(payload["runbook"]), session=session_of(environment))
