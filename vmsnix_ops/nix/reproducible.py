@@ -76,7 +76,9 @@ def rebuild(
         else:
             return None
     with (progress or current()).step("compare builds") as step:
-        file, where = _diffoscope(first, second) or compare_outputs(first, second)
+        file, where = compare_outputs(first, second)
+        if parts := diffoscope_parts(first / file, second / file):
+            where += f"; diffoscope: {parts}"
     return BuildDifference(str(first), str(second), file, where)
 
 
@@ -199,14 +201,17 @@ def _debugfs(image: Path, request: str) -> str:
     return ""
 
 
-def _diffoscope(first: Path, second: Path) -> tuple[str, str] | None:
-    """Return what diffoscope finds first; ``None`` without diffoscope, or if it fails or takes too long."""
+def diffoscope_parts(one: Path, other: Path) -> str:
+    """Return the parts of a file in which diffoscope finds the first difference, such as files of a disk.
+
+    Empty without diffoscope, if it finds no parts, fails, or takes too long.
+    """
     program = shutil.which("diffoscope")
-    if program is None:
-        return None
+    if program is None or one.is_symlink() or not (one.is_file() and other.is_file()):
+        return ""
     try:
         answer = subprocess.run(
-            [program, "--json", "-", "--no-progress", first, second],
+            [program, "--json", "-", "--no-progress", one, other],
             capture_output=True,
             text=True,
             errors="replace",
@@ -215,12 +220,9 @@ def _diffoscope(first: Path, second: Path) -> tuple[str, str] | None:
         )
         found = json.loads(answer.stdout)
     except (OSError, subprocess.SubprocessError, ValueError):
-        return None
-    names = []
+        return ""
+    parts = []
     while isinstance(found, dict) and isinstance(details := found.get("details"), list) and details:
         found = details[0]
-        names.append(str(found.get("source1", "")) if isinstance(found, dict) else "")
-    if not names:
-        return None
-    where = f"diffoscope found a difference in {' > '.join(names[1:] or names)}"
-    return names[0].removeprefix(f"{first}/"), where
+        parts.append(str(found.get("source1", "")) if isinstance(found, dict) else "")
+    return " > ".join(filter(None, parts))
