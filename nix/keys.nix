@@ -1,9 +1,10 @@
-# The keys that may log in as the administrator (`altf4`, with sudo) on every image of this flake.
+# The keys that may log in as the administrator (`altf4`, with sudo except on the attested images) on every image of
+# this flake.
 #
-# READ THIS BEFORE YOU BUILD. Anyone with the private key of one of these public keys is root on every machine
-# that is started from these images. ALT-F4 LLC published the two keys below for this purpose in its repository
-# vms.nix (commit b70a1201b006e6416cae1cdcf0cdef580acd68db, June 2024, modules/profiles/common.nix). They were
-# copied from there. It was not confirmed since then that their owners still use them.
+# READ THIS BEFORE YOU BUILD. Anyone with the private key of one of these public keys is root on every machine that
+# is started from an image that is not attested. ALT-F4 LLC published the two keys below for this purpose in its
+# repository vms.nix (commit b70a1201b006e6416cae1cdcf0cdef580acd68db, June 2024, modules/profiles/common.nix). They
+# were copied from there. It was not confirmed since then that their owners still use them.
 #
 # - At ALT-F4: compare each key with its owner's key before the first publish, and remove people who left.
 # - Anywhere else: replace the whole list. See docs/how-to/outside-altf4.md.

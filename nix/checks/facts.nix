@@ -291,8 +291,13 @@ let
 
     # The output.
     "image-info.json has the registration, the root hash, the UKI, the cluster, and whether the image is interactive" =
-      lib.all (key: has key image.postInstall) [ "$registerImage" "$root_hash" "$uki" "$interactive" "$cluster" "tpm: \"v2.0\"" ]
-      && has "cp \"${variant.system.build.uki}" image.postInstall;
+      lib.all (part: has part image.postInstall) [
+        (builtins.toJSON { inherit (config.vmsnix.attested) interactive; inherit cluster; })
+        "\"registerImage\":${builtins.toJSON register}"
+        "\"tpm\":\"v2.0\""
+        "ukiSource=${variant.system.build.uki}"
+        "--arg root_hash "
+      ];
     "UUIDs of the disk are fixed" =
       variant.image.repart.seed != null && variant.image.repart.seed != "random";
   };

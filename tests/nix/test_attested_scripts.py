@@ -14,9 +14,12 @@ from pathlib import Path
 import pytest
 
 from tests.support import DEADLINE, require
+from vmsnix_ops.disk.sample import make_sample_image
+from vmsnix_ops.nix.image import read_image
 
 MODULES = Path(__file__).parents[2] / "nix/modules"
 USER_DATA = MODULES / "profiles/user-data.sh"
+OUTPUT = MODULES / "profiles/attested-output.sh"
 RUNTIME = MODULES / "profiles/unprivileged-runtime.sh"
 ACCEPTED = "grafana-cloud:GRAFANA_CLOUD_TOKEN ecs.config:ECS_CLUSTER ecs.config:ECS_LOGLEVEL"
 
@@ -166,3 +169,45 @@ def test_the_runtime_starts_no_privileged_container(
 def test_the_runtime_does_everything_else_as_runc(tmp_path: Path) -> None:
     result = run_runtime(tmp_path, ["--root", "/run/docker", "kill", "c0ffee", "15"])
     assert (result.returncode, result.stdout) == (0, "runc --root /run/docker kill c0ffee 15\n")
+
+
+def test_the_output_describes_its_disk_and_its_measured_parts(tmp_path: Path) -> None:
+    require("jq")
+    out = tmp_path / "out"
+    out.mkdir()
+    make_sample_image(tmp_path / "sample", format="raw", boot_mode="uefi")
+    (disk,) = (tmp_path / "sample").glob("*.img")
+    disk.rename(out / "gc-fwd.raw")
+    (tmp_path / "nixos.efi").write_bytes(b"UKI")
+    partitions = [
+        {"type": "esp", "roothash": None},
+        {"type": "usr-x86-64-verity", "roothash": "05db"},
+        {"type": "usr-x86-64", "roothash": "05db"},
+    ]
+    (out / "repart-output.json").write_text(json.dumps(partitions))
+    known = {
+        "label": "26.11",
+        "boot_mode": "uefi",
+        "tpm": "v2.0",
+        "system": "x86_64-linux",
+        "attested": {"interactive": False, "cluster": None},
+        "registerImage": {"TpmSupport": "v2.0"},
+        "vmsnix": {"name": "gc-fwd", "admin": {"keys": ["it's"]}},
+    }
+    values = {
+        "out": str(out),
+        "disk": "gc-fwd.raw",
+        "uki": "gc-fwd.efi",
+        "ukiSource": str(tmp_path / "nixos.efi"),
+        "info": json.dumps(known),
+    }
+    subprocess.run(["bash", "-e", OUTPUT], check=True, env={**os.environ, **values}, timeout=DEADLINE)
+    size = str((out / "gc-fwd.raw").stat().st_size)
+    where = {"file": str(out / "gc-fwd.raw"), "logical_bytes": size}
+    measured = {"root_hash": "05db", "uki": "gc-fwd.efi", "interactive": False, "cluster": None}
+    info = json.loads((out / "nix-support/image-info.json").read_text())
+    assert info == {**known, **where, "disks": {"root": where}, "attested": measured}
+    assert (out / "gc-fwd.efi").read_bytes() == b"UKI"
+    image = read_image(out)
+    assert (image.name, image.boot_mode, image.format) == ("gc-fwd", "uefi", "raw")
+    assert image.register_image == {"TpmSupport": "v2.0"}

@@ -72,6 +72,12 @@ def test_the_flake_has_the_documented_images() -> None:
     assert all((FLAKE / "images" / f"{image}.nix").is_file() for image in IMAGES)
 
 
+def test_no_command_and_no_workflow_uses_an_attested_image_by_default() -> None:
+    used = [*REPOSITORY.glob("notebooks/*.ipynb"), *REPOSITORY.glob(".github/workflows/*.yml")]
+    assert len(used) > 10
+    assert [path.name for path in used if "-attested" in path.read_text(encoding="utf-8")] == []
+
+
 def test_every_module_is_offered_to_other_flakes() -> None:
     offered = set(re.findall(r"= \./(modules/[a-z/-]+?)(?:\.nix)?;", (FLAKE / "lib.nix").read_text()))
     profiles = {f"modules/profiles/{path.stem}" for path in (FLAKE / "modules/profiles").glob("*.nix")}

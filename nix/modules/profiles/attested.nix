@@ -234,7 +234,18 @@ in
         let
           inherit (config.image.repart.verityStore) partitionIds;
           efiArch = lib.toUpper pkgs.stdenv.hostPlatform.efiArch;
-          uki = "${machine.name}.efi";
+          info = {
+            label = config.system.nixos.version;
+            boot_mode = "uefi";
+            tpm = "v2.0";
+            inherit system;
+            attested = {
+              inherit (cfg) interactive;
+              inherit cluster;
+            };
+            inherit (machine) registerImage;
+            vmsnix = machine.info;
+          };
         in
         {
           imports = [ "${modulesPath}/image/repart.nix" ];
@@ -247,27 +258,11 @@ in
               image.overrideAttrs (previous: {
                 nativeBuildInputs = previous.nativeBuildInputs ++ [ pkgs.buildPackages.jq ];
                 postInstall = (previous.postInstall or "") + ''
-                  cp "${config.system.build.uki}/${config.system.boot.loader.ukiFile}" "$out/${uki}"
-                  disk="$out/${config.image.baseName}.raw"
-                  mkdir -p "$out/nix-support"
-                  echo "file raw-image $disk" >> "$out/nix-support/hydra-build-products"
-                  jq --null-input \
-                    --arg label ${lib.escapeShellArg config.system.nixos.version} \
-                    --arg system ${lib.escapeShellArg system} \
-                    --arg logical_bytes "$(stat --format=%s "$disk")" \
-                    --arg file "$disk" \
-                    --arg root_hash "$(jq --raw-output '.[] | select(.type | endswith("-verity")).roothash' "$out/repart-output.json")" \
-                    --arg uki ${lib.escapeShellArg uki} \
-                    --argjson interactive ${lib.boolToString cfg.interactive} \
-                    --argjson cluster ${lib.escapeShellArg (builtins.toJSON cluster)} \
-                    --argjson registerImage ${lib.escapeShellArg (builtins.toJSON machine.registerImage)} \
-                    --argjson vmsnix ${lib.escapeShellArg (builtins.toJSON machine.info)} \
-                    '{
-                      $label, boot_mode: "uefi", tpm: "v2.0", $system, $logical_bytes, $file,
-                      disks: {root: {$logical_bytes, $file}},
-                      attested: {$root_hash, $uki, $interactive, $cluster},
-                      $registerImage, $vmsnix
-                    }' > "$out/nix-support/image-info.json"
+                  disk=${config.image.baseName}.raw
+                  uki=${machine.name}.efi
+                  ukiSource=${config.system.build.uki}/${config.system.boot.loader.ukiFile}
+                  info=${lib.escapeShellArg (builtins.toJSON info)}
+                  ${builtins.readFile ./attested-output.sh}
                 '';
               });
           };
