@@ -9,7 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from tests.boot.attested_image import make_disk, write_output
-from vmsnix_ops import errors, publish
+from tests.publish.proving import BLOCK, Account, identity
+from vmsnix_ops import errors, prove, publish
 from vmsnix_ops.boot import measurements
 from vmsnix_ops.channels import attestation
 from vmsnix_ops.cli.attestation_policy import attestation_policy
@@ -131,3 +132,47 @@ def test_the_command_prints_the_policy_and_its_limits(published: dict[str, tuple
     assert statement["Condition"]["StringEqualsIgnoreCase"][KEY4] == [pcr4]
     assert "kms:Decrypt" in statement["Action"]
     assert "note: PCR 7 is not in the policy" in done.stderr
+
+
+def test_a_proof_measures_the_snapshot_again(published: dict[str, tuple[str, str]]) -> None:
+    ami, pcr4 = published["first"]
+    result = prove.plan(amis=[ami], progress=silent()).apply()
+    assert result.verdict == "proven"
+    (row,) = result.frame.to_dict("records")
+    with open_image("first/attested.img") as disk:
+        predicted = measurements.measure(disk)
+    assert predicted is not None
+    assert row["root_hash"] == predicted.root_hash
+    assert (row["uki_sha384"], row["pcr4_sha384"]) == (predicted.uki_sha384, pcr4)
+    assert result.plan.gets == 2 * row["blocks"]
+    ec2 = SERVED[0].client("ec2", REGION)
+    ec2.create_tags(Resources=[ami], Tags=[{"Key": "vmsnix:root-hash", "Value": "f" * 64}])
+    changed = prove.plan(amis=[ami], extent="sample", progress=silent()).apply()
+    assert isinstance(changed.error, errors.PartialError)
+    assert changed.proofs[0].notes == (
+        f"Its tag vmsnix:root-hash is {'f' * 64}, but its bytes have {predicted.root_hash}.",
+    )
+    ec2.create_tags(Resources=[ami], Tags=[{"Key": "vmsnix:root-hash", "Value": predicted.root_hash}])
+
+
+def test_a_snapshot_with_a_changed_store_is_not_proven(published: dict[str, tuple[str, str]]) -> None:
+    # The identity of changed bytes, which a forger of the record could give, does not hide the store.
+    disk = bytearray(make_disk())
+    disk[disk.index(b"a store") + 9] ^= 1
+    blocks = {
+        at: bytes(disk[at * BLOCK : (at + 1) * BLOCK]).ljust(BLOCK, b"\0")
+        for at in range(-(-len(disk) // BLOCK))
+    }
+    blocks = {at: block for at, block in blocks.items() if block.strip(b"\0")}
+    account = Account(SERVED[0])
+    snapshot = account.snapshot(blocks)
+    pcr4 = published["first"][1]
+    ami = SERVED[0].client("ec2", REGION).register_image(
+        Name="forged", Architecture="x86_64", RootDeviceName="/dev/sda1", VirtualizationType="hvm",
+        BootMode="uefi", TpmSupport="v2.0",
+        BlockDeviceMappings=[{"DeviceName": "/dev/sda1", "Ebs": {"SnapshotId": snapshot}}],
+        TagSpecifications=[{"ResourceType": "image", "Tags": [{"Key": "vmsnix:pcr4", "Value": pcr4}]}],
+    )["ImageId"]  # fmt: skip
+    result = prove.plan(amis=[ami], identity=identity(blocks), progress=silent()).apply()
+    assert result.verdict == "differs"
+    assert "does not match its root hash" in result.proofs[0].why

@@ -38,11 +38,13 @@ from vmsnix_ops.aws.references import AMI_ID
 from vmsnix_ops.aws.regions import check_regions, home_region
 from vmsnix_ops.aws.session import calling, client, code_of
 from vmsnix_ops.aws.session import session as default_session
+from vmsnix_ops.boot.measurements import check_store, measure
 from vmsnix_ops.disk.digests import NONE, Digests
 from vmsnix_ops.disk.identity import ZERO, identity_of
 from vmsnix_ops.disk.image import BLOCK_BYTES
 from vmsnix_ops.interrupts import interruptible, stopping
 from vmsnix_ops.progress import Progress, counted, current, human_bytes, human_seconds
+from vmsnix_ops.publish.identity import measurement_tags
 from vmsnix_ops.publish.journal import record_run
 from vmsnix_ops.records import history
 from vmsnix_ops.records.result import FILE_NAME, Result, parse, saving
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.aws.images import Ami
     from vmsnix_ops.aws.snapshots import Snapshot
+    from vmsnix_ops.boot.measurements import Measurements
     from vmsnix_ops.progress import Step
     from vmsnix_ops.records.run_context import RunContext
 
@@ -130,9 +133,15 @@ COLUMNS = {
     "compared": "blocks that were compared",
     "first_differing": "the first blocks that differ, as indices of 512 KiB",
     "undetected": "sample: probability that a change of one block is not detected",
-    "notes": "tags and tables that have another identity",
+    "notes": "tags and tables that have another identity, or other measurements",
+    "root_hash": "attested image: root hash of the store, which was computed again from the snapshot",
+    "uki_sha384": "attested image: Authenticode hash of its UKI, from the snapshot",
+    "pcr4_sha384": "attested image: predicted PCR 4, from the snapshot",
+    "pcr12_sha384": "attested image: predicted PCR 12, from the snapshot",
 }
 """Columns of `ProofResult.frame`, which has one row for each AMI."""
+
+MEASURED = ("root_hash", "uki_sha384", "pcr4_sha384", "pcr12_sha384")
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +182,9 @@ class Proof:
     first_differing: tuple[int, ...] = ()
     undetected: float | None = None
     notes: tuple[str, ...] = ()  # tags and tables that have another identity
+    # The AMI's tags about measurements; None for an AMI without a TPM, which cannot be attested.
+    attested: Mapping[str, str] | None = field(default=None, repr=False)
+    measurements: Measurements | None = None  # from the snapshot's bytes
 
     def ended(self, verdict: Verdict, reason: Reason, why: str, fix: str = "") -> Proof:
         """Return the proof with a verdict, so that no blocks are read."""
@@ -189,6 +201,8 @@ class Proof:
             "first_differing": list(self.first_differing),
             "notes": list(self.notes),
         }
+        for name in MEASURED:
+            others[name] = getattr(self.measurements, name, "")
         return {name: others[name] if name in others else getattr(self, name) for name in COLUMNS}
 
 
@@ -365,7 +379,7 @@ class ProofResult(Result):
         noted = [proof for proof in self.proofs if proof.notes]
         if noted:
             return errors.PartialError(
-                "Every AMI is proven, but a tag or a table has another identity.",
+                "Every AMI is proven, but a tag or a table has another value.",
                 why=f"{noted[0].ami_id} in {noted[0].region}: {noted[0].notes[0]}",
                 fix="Find out who changed it. vmsnix verify lists every field that differs from its record.",
             )
@@ -664,7 +678,8 @@ class _Planning:
         expected, why = self._expected(ami)
         root, others = _disks(ami)
         target = Proof(ami.region, ami.ami_id, ami.name, ami.account, root, expected=expected)
-        target = replace(target, notes=self._notes(ami, expected))
+        tags = {key: ami.tags[key] for key in tagging.OF_ATTESTED if key in ami.tags}
+        target = replace(target, notes=self._notes(ami, expected), attested=tags if ami.tpm_support else None)
         if others:
             return target.ended(
                 "differs",
@@ -700,7 +715,9 @@ class _Planning:
         if self.extent == "sample":
             return self._sampled(replace(target, blocks=blocks), listed, problem)
         known = _journal(self.records.settings, target).read()
-        return replace(target, blocks=blocks, gets=len(listed) - sum(index in known for index in listed))
+        again = len(listed) if target.attested else 0  # its store is read a second time, to measure it
+        gets = len(listed) - sum(index in known for index in listed) + again
+        return replace(target, blocks=blocks, gets=gets)
 
     def _expected(self, ami: Ami) -> tuple[Expected, str]:
         if self.given.identity:
@@ -937,8 +954,38 @@ def _proof(plan: ProofPlan, target: Proof, step: Step) -> Proof:
     if target.expected.source == "tag":
         why = "Only its tag names this identity, and everybody who may tag the AMI can change it."
         fix = "Add --identity, or --result with the result.json of the publish."
-        return replace(proof, verdict="matches its tag", why=why, fix=fix)
-    return replace(proof, verdict="proven")
+        return _measured(plan, replace(proof, verdict="matches its tag", why=why, fix=fix))
+    return _measured(plan, replace(proof, verdict="proven"))
+
+
+def _measured(plan: ProofPlan, proof: Proof) -> Proof:
+    """Return the proof with the measurements of the snapshot's bytes, after comparing the tags with them.
+
+    The store is read too, unless the proof is a sample. An AMI without a TPM is not measured.
+    """
+    if proof.attested is None:
+        return proof
+    try:
+        with reading.open_snapshot(plan.session, region=proof.region, snapshot_id=proof.snapshot_id) as disk:
+            found = measure(disk)
+            if found is not None and plan.extent == "whole":
+                check_store(disk, found.root_hash)
+    except errors.ImageFormatError as error:
+        if not proof.attested:  # an image that does not claim to be attested
+            return proof
+        why = f"{error.what} {error.why}"
+        return replace(proof, verdict="differs", reason="content", why=why, fix=_REPLACE)
+    except errors.CredentialsError:
+        raise
+    except errors.AwsError as error:
+        return _unreadable(proof, error)
+    values = measurement_tags(found) if found is not None else {}
+    notes = tuple(
+        f"Its tag {key} is {value}, but its bytes have {values.get(key, 'no such measurement')}."
+        for key, value in proof.attested.items()
+        if values.get(key) != value
+    )
+    return replace(proof, measurements=found, notes=(*proof.notes, *notes))
 
 
 def _read(plan: ProofPlan, target: Proof, step: Step) -> tuple[Digests, frozenset[int] | None]:
