@@ -96,6 +96,11 @@ stress *OPTIONS:
 test-linux:
     .ci/test_linux .cache/test-linux
 
+# Boot 20 attested images with a TPM, and keep what was predicted and measured (root, Debian, amd64)
+test-attested: test-linux
+    .ci/attested_tools .cache/attested-tools
+    bash -o pipefail -c "pytest -rP --parts=all --numprocesses 0 tests/boot/test_attested_boot.py | tee .cache/attested.txt"
+
 # Write the manifest of the runbooks, and their table in README.md, after a change of a notebook
 runbooks:
     {{ python }} -m docs.manifest

@@ -39,11 +39,16 @@ class Architecture:
     machine: str
     kvm_hosts: tuple[str, ...]
     debian: str
+    tpm: str  # QEMU's TPM device
 
 
 ARCHITECTURES = {
-    "x86_64-linux": Architecture("x86_64", "q35,graphics=off", ("x86_64", "amd64"), "qemu-system-x86"),
-    "aarch64-linux": Architecture("aarch64", "virt", ("aarch64", "arm64"), "qemu-system-arm"),
+    "x86_64-linux": Architecture(
+        "x86_64", "q35,graphics=off", ("x86_64", "amd64"), "qemu-system-x86", "tpm-crb"
+    ),
+    "aarch64-linux": Architecture(
+        "aarch64", "virt", ("aarch64", "arm64"), "qemu-system-arm", "tpm-tis-device"
+    ),
 }
 
 

@@ -12,15 +12,17 @@ expected line appears before the deadline.
 from __future__ import annotations
 
 import json
+import os
 import re
 import secrets
 import selectors
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -28,13 +30,18 @@ from vmsnix_ops import files
 from vmsnix_ops.boot import machine as boot_machine
 from vmsnix_ops.boot.console import BootConsole, ConsoleMatch
 from vmsnix_ops.boot.machine import Accelerator, Hardware, find_hardware
+from vmsnix_ops.boot.measurements import BANKS
+from vmsnix_ops.boot.tpm import running_tpm
 from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.disk.qemu import temporary_folder
 from vmsnix_ops.errors import BootFailedError, ParameterError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from io import BufferedReader
+
+    from vmsnix_ops.boot.measurements import Measurements
+    from vmsnix_ops.boot.tpm import Tpm
 
 EXPECT = r"login:|Reached target .*(Multi-User System|multi-user\.target)"
 """Pattern of a line that NixOS prints on its console after the boot."""
@@ -63,6 +70,8 @@ class SuccessfulBoot:
     why: str
     console: Path  # file with the console
     requests: tuple[tuple[str, str, int], ...]  # requests to the metadata service: method, path, status
+    # PCRs of the TPM by bank and number; empty without a TPM.
+    pcrs: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
 
 
 def boot(
@@ -76,6 +85,8 @@ def boot(
     deadline: float | None = None,
     accelerator: str = "auto",
     console: Path = Path("console.log"),
+    tpm: bool = False,
+    measurements: Measurements | None = None,
     on_message: Callable[[str], None] = lambda _text: None,
 ) -> SuccessfulBoot:
     """Boot an image and wait for a line on its serial console, at most `deadline` seconds.
@@ -96,13 +107,18 @@ def boot(
         ``"kvm"``, ``"tcg"``, or ``"auto"`` for KVM if it is available.
     console
         File for the console.
+    tpm
+        Whether the machine has a TPM (swtpm).
+    measurements
+        What the TPM must have measured after the boot.
     on_message
         Called with messages for the operator.
 
     Raises
     ------
     vmsnix_ops.errors.BootFailedError
-        The deadline passed, or the machine stopped or panicked; has the last 40 lines of the console.
+        The deadline passed, or the machine stopped or panicked; has the last 40 lines of the console. Or the
+        TPM measured something else than predicted.
     """
     path, pattern = Path(image), check_options(expect, accelerator)
     hardware = find_hardware(system, boot_mode, accelerator)
@@ -117,14 +133,21 @@ def boot(
             metadata, log = _metadata(place, user_data, public_key)
             command = boot_machine.command(hardware, overlay, metadata, folder=place)
             files.make_folder(console.parent)
-            with BootConsole(console, pattern) as text, _running(command, seconds) as machine:
+            with (
+                running_tpm() if tpm else nullcontext() as chip,
+                BootConsole(console, pattern) as text,
+                _running([*command, *_tpm_options(chip, hardware)], seconds) as machine,
+            ):
                 started, complaints = time.monotonic(), bytearray()
                 found = _read_console(machine, text, started + seconds, complaints)
                 took = time.monotonic() - started
                 if found is None or found.kind == "failed":
                     raise _failure(path, console, found, machine, text, seconds, complaints)
+                pcrs = _read_pcrs(chip, machine)
             requests = tuple(tuple(json.loads(line)) for line in log.read_text(encoding="utf-8").splitlines())
-        return SuccessfulBoot(found.line, took, hardware.accelerator, hardware.why, console, requests)
+        if measurements is not None:
+            _compare(path, measurements, pcrs)
+        return SuccessfulBoot(found.line, took, hardware.accelerator, hardware.why, console, requests, pcrs)
 
     try:
         return attempt(hardware)
@@ -133,6 +156,34 @@ def boot(
         if hardware.accelerator == "tcg" or accelerator == "kvm":
             raise BootFailedError(error.what, why=error.why, fix=error.fix) from None
         return attempt(replace(hardware, accelerator="tcg", why=f"KVM failed ({error.why})"))
+
+
+def _tpm_options(chip: Tpm | None, hardware: Hardware) -> list[str]:
+    return chip.options(hardware.architecture.tpm) if chip is not None else []
+
+
+def _read_pcrs(chip: Tpm | None, machine: subprocess.Popen[bytes]) -> dict[str, dict[int, str]]:
+    """Kill QEMU, and return the PCRs of its TPM; empty without a TPM."""
+    if chip is None:
+        return {}
+    # QEMU and `timeout` are one process group. A QEMU that ends by itself stops the TPM.
+    os.killpg(machine.pid, signal.SIGKILL)
+    machine.wait()
+    return chip.read()
+
+
+def _compare(path: Path, predicted: Measurements, pcrs: Mapping[str, Mapping[int, str]]) -> None:
+    """Refuse an image whose boot measured something else than predicted."""
+    for bank in BANKS:
+        for number, value in predicted.pcrs(bank).items():
+            found = pcrs.get(bank, {}).get(number, "nothing, because the machine has no TPM")
+            if found != value:
+                raise BootFailedError(
+                    f"{path.name} booted, but its TPM measured something else than predicted.",
+                    why=f"PCR {number} ({bank.upper()}) is {found}, predicted {value}.",
+                    fix="Do not publish it. Report the firmware and systemd of the image: their measurements "
+                    "are not the documented ones.",
+                )
 
 
 class _NotStartedError(BootFailedError):

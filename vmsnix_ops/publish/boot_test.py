@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import re
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
 from vmsnix_ops.arguments import check_arguments, check_parameters, check_range
 from vmsnix_ops.boot import run as boot
+from vmsnix_ops.boot.measurements import read_measurements
+from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.disk.survey import unchanged
 from vmsnix_ops.display import Displayed
 from vmsnix_ops.interrupts import interruptible
@@ -25,6 +27,8 @@ from vmsnix_ops.records.run_context import RunContext, current_run
 from vmsnix_ops.settings import Settings, load
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import pandas as pd
 
     from vmsnix_ops.boot.run import SuccessfulBoot
@@ -55,6 +59,8 @@ class BootStep(Displayed):
     accelerator: str = ""  # "kvm" or "tcg" (emulated)
     console: str = ""  # file with the console
     requests: int = 0  # number of requests to the metadata service
+    pcrs: Mapping[str, Mapping[int, str]] = field(default_factory=dict)  # of the TPM, by bank and number
+    compared: bool = False  # whether PCR 4 and 12 are the predicted ones
 
     def facts(self) -> list[tuple[str, str]]:
         """Return names and values worth showing."""
@@ -67,6 +73,8 @@ class BootStep(Displayed):
             ("accelerator", self.accelerator),
             ("console", self.console),
             ("metadata requests", str(self.requests)),
+            *((f"PCR {number}", value) for number, value in self.pcrs.get("sha384", {}).items()),
+            *([("measurements", "PCR 4 and 12 are as predicted")] if self.compared else []),
         ]
 
 
@@ -103,6 +111,9 @@ class BootPlan(Displayed):
             flake=self.settings.flake,
             progress=self.progress,
         )
+        with open_image(image.path) as disk:
+            measured = read_measurements(disk, image.attested)
+        tpm = image.register_image.get("TpmSupport") == "v2.0"
         with self.progress.step("boot") as step, interruptible("boot test", "Nothing was changed."):
             booted = boot.boot(
                 image.path,
@@ -114,9 +125,11 @@ class BootPlan(Displayed):
                 deadline=self.deadline,
                 accelerator=self.accelerator,
                 console=self.run.folder / CONSOLE,
+                tpm=tpm,
+                measurements=measured if tpm else None,
                 on_message=step.message,
             )
-        return BootResult(self, image, _step(booted))
+        return BootResult(self, image, _step(booted, compared=tpm and measured is not None))
 
     def facts(self) -> list[tuple[str, str]]:
         """Return what will happen."""
@@ -164,6 +177,7 @@ class BootResult(Result):
             "line": self.step.line,
             "boot_seconds": self.step.seconds,
             "accelerator": self.step.accelerator,
+            "pcrs": self.step.pcrs,
         }
 
 
@@ -250,6 +264,7 @@ def boot_test(plan: PublishParameters, built: Built) -> BootStep:
         if built.ami_id:
             entry.outcome = "reused"
             return BootStep("reused")
+        tpm = built.registration is not None and built.registration.tpm_support == "v2.0"
         with nullcontext() if built.survey is None else unchanged(built.path, built.survey):
             booted = boot.boot(
                 built.path,
@@ -257,14 +272,16 @@ def boot_test(plan: PublishParameters, built: Built) -> BootStep:
                 system=built.system,
                 boot_mode=built.boot_mode,
                 console=plan.journal.run.folder / CONSOLE,
+                tpm=tpm,
+                measurements=built.measurements if tpm else None,
                 on_message=entry.step.message,
             )
-        done = _step(booted)
+        done = _step(booted, compared=tpm and built.measurements is not None)
         entry.detail.update(line=done.line, accelerator=done.accelerator, console=done.console)
         return done
 
 
-def _step(booted: SuccessfulBoot) -> BootStep:
+def _step(booted: SuccessfulBoot, *, compared: bool) -> BootStep:
     return BootStep(
         "created",
         re.sub(r"\s+", " ", booted.line).strip(),
@@ -272,4 +289,6 @@ def _step(booted: SuccessfulBoot) -> BootStep:
         booted.accelerator,
         str(booted.console),
         len(booted.requests),
+        booted.pcrs,
+        compared,
     )
