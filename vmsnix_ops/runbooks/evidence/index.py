@@ -144,11 +144,10 @@ def _row(archive: Archive, values: Mapping[str, Any], status: str) -> dict[str, 
 
 
 COLUMNS = [
-    PageColumn("started_at", "started (UTC)", kind="time", width=9),
-    PageColumn("runbook", width=9, below="image_name", filter=True, group=True),
+    PageColumn("started_at", "started (UTC)", kind="time", width=9, below="run_id", link="report"),
+    PageColumn("runbook", width=8.5, below="image_name", filter=True, group=True),
     PageColumn(
         *("status", "status"),
-        width=8,
         below="error",
         filter=True,
         group=True,
@@ -156,11 +155,10 @@ COLUMNS = [
     ),
     PageColumn("dry_run", "dry run", width=5, filter=True),
     PageColumn("seconds", "took (s)", kind="number", width=5),
-    PageColumn("amis", "AMIs", width=12),
-    PageColumn("region", width=8, below="account", filter=True, group=True),
-    PageColumn("user", "by", width=8, below="host", filter=True, group=True),
-    PageColumn("run_id", "report", link="report"),
-    *(PageColumn(name, hidden=True) for name in ("report", "image_name", "error", "account", "host")),
+    PageColumn("amis", "AMIs", width=12.5),
+    PageColumn("region", width=7.5, below="account", filter=True, group=True),
+    PageColumn("user", "by", width=5.5, below="host", filter=True, group=True),
+    *(PageColumn(one, hidden=True) for one in ("run_id", "report", "image_name", "error", "account", "host")),
 ]
 
 
