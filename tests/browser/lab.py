@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from urllib import request
 
 from tests.support import join, require
+from vmsnix_ops.cli.lab import CONSOLE_PAGE
+from vmsnix_ops.records.tables import Tables
 from vmsnix_ops.sandbox.access import Access
 
 if TYPE_CHECKING:
@@ -29,6 +31,14 @@ from pathlib import Path
 from vmsnix_ops.cli import main, sandbox
 from tests.runbooks.shelf import replace_package
 replace_package(Path(sys.argv[1]))
+if int(sys.argv[3]):
+    from tests.large_account import populate
+    from vmsnix_ops.cli.shared_sandbox import FOLDER
+    from vmsnix_ops.sandbox import Sandbox
+    from vmsnix_ops.settings import load
+    aws = Sandbox(state=load().state / FOLDER / "aws")
+    populate(aws, regions=("us-east-1", "eu-central-1"), amis=int(sys.argv[3]) // 2)
+    aws.stop()
 begin = sandbox.run_sandbox
 @contextlib.contextmanager
 def print_environment():
@@ -37,8 +47,26 @@ def print_environment():
         yield served
 sandbox.run_sandbox = print_environment
 options = ["--LabApp.expose_app_in_browser=True", "--ServerApp.allow_root=True"]
-sys.exit(main([*sys.argv[3:], "--sandbox", "--no-browser", "--", *options]))
+sys.exit(main([*sys.argv[4:], "--sandbox", "--no-browser", "--", *options]))
 """
+SPEED = 600.0
+SHOTS = Path(os.environ.get("VMSNIX_SCREENSHOTS") or ROOT / ".cache" / "screenshots")
+FITS = """() => {
+    const notebook = document.querySelector('.jp-WindowedPanel-outer');
+    return notebook.scrollWidth <= notebook.clientWidth;
+}"""
+LOG = """() => {
+    const box = document.querySelector('.vmsnix-log');
+    const text = box.querySelector('[role=log]');
+    const [outer, inner] = [box.getBoundingClientRect(), text.getBoundingClientRect()];
+    return {
+        last: Number(text.textContent.trim().split(' ').at(-1)),
+        below: Math.round(inner.bottom - outer.bottom),
+        above: Math.round(outer.top - inner.top),
+        focused: document.activeElement === box,
+    };
+}"""
+NO_SPLASH = "#jupyterlab-splash { display: none }"  # when the theme changes
 READY = """() => {
     const app = window.jupyterapp;
     const notebook = app && app.shell.currentWidget;
@@ -140,14 +168,96 @@ class Browser:
         self.page.locator(".vmsnix-plan b", has_text=runbook).wait_for(state="attached")
 
     def set_theme(self, name: str) -> None:
-        self.page.evaluate(
-            "theme => window.jupyterapp.commands.execute('apputils:change-theme', { theme })",
-            f"JupyterLab {name}",
-        )
+        """Let the system prefer a theme, which JupyterLab follows."""
+        self.page.emulate_media(color_scheme=name.lower())
         light = "true" if name == "Light" else "false"
         self.page.wait_for_selector(f'body[data-jp-theme-light="{light}"]', state="attached")
         # Another change before the splash screen has disappeared causes an error in JupyterLab.
         self.page.wait_for_selector("#jupyterlab-splash", state="detached")
+
+
+@dataclass
+class Opened:
+    """The console, open in a browser."""
+
+    lab: Lab
+    browser: Browser
+
+    @property
+    def page(self) -> Any:
+        return self.browser.page
+
+    @property
+    def archive(self) -> Path:
+        return Path(self.lab.environment["VMSNIX_ARCHIVE"])
+
+    def open(self, notebook: str, *, alone: bool = False) -> None:
+        """Open a notebook with the console, and run it."""
+        self.page.goto(self.lab.page(notebook, alone=alone))
+        self.browser.run_all_cells()
+        self.page.locator(".vmsnix-banner").wait_for()
+        self.page.add_style_tag(content=NO_SPLASH)
+
+    def runs(self) -> Any:
+        return Tables(self.lab.environment["VMSNIX_HISTORY"]).read("runs")
+
+    def pick(self, runbook: str) -> None:
+        self.tab("Run")
+        self.browser.pick(runbook)
+        if self.button("Back to the form").is_visible():
+            self.button("Back to the form").click()
+        self.page.wait_for_selector(".vmsnix-form")
+
+    def field(self, name: str) -> Any:
+        """Return the input of a parameter, after opening its group."""
+        group = self.page.locator(f".vmsnix-form:visible .vmsnix-group:has(.vmsnix-field-{name})")
+        if group.count() and not group.locator(".vmsnix-fields").is_visible():
+            group.locator(".vmsnix-fold").click()
+        return self.page.locator(f".vmsnix-form:visible .vmsnix-field-{name} input").first
+
+    def type_in(self, name: str, text: str) -> None:
+        self.field(name).fill(text)
+
+    def button(self, text: str) -> Any:
+        return self.page.locator(f".vmsnix-console button:visible:has-text('{text}')").first
+
+    def tab(self, name: str) -> None:
+        self.page.click(f".vmsnix-tabs button:has-text('{name}')")
+        pane = ".vmsnix-run" if name == "Run" else f".vmsnix-tab-{name.lower()}"
+        self.page.wait_for_selector(f"{pane} >> visible=true")
+
+    def wait_for_text(self, text: str) -> None:
+        self.page.locator(".vmsnix-console").get_by_text(text).locator("visible=true").first.wait_for()
+
+    def shoot_wide(self, name: str) -> None:
+        """Save pictures in both themes for a wide and a narrow screen."""
+        for width in (1440, 1024):
+            self.page.set_viewport_size({"width": width, "height": 1000})
+            self.shoot(f"{name}-{width}")
+        self.page.set_viewport_size({"width": 1280, "height": 800})
+
+    def log(self) -> dict[str, Any]:
+        """Return the last line of the live log, how much of it is hidden, and whether it has the focus."""
+        found: dict[str, Any] = self.page.evaluate(LOG)
+        return found
+
+    def shoot(self, name: str) -> None:
+        """Save a picture of the console in both themes."""
+        for theme in ("Dark", "Light"):
+            self.browser.set_theme(theme)
+            self.page.evaluate("() => document.querySelector('.vmsnix-console').scrollIntoView()")
+            assert self.page.evaluate(FITS)
+            self.page.screenshot(path=SHOTS / f"console-{name}-{theme.lower()}.png")
+
+
+def open_console(lab: Lab, browser: Browser) -> Opened:
+    """Open the page of ``vmsnix console --sandbox``, and wait until it knows its account."""
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    opened = Opened(lab, browser)
+    opened.page.goto(f"{lab.url}{CONSOLE_PAGE}?token={lab.token}")
+    opened.page.locator(".vmsnix-banner >> text=Account").wait_for()
+    opened.page.add_style_tag(content=NO_SPLASH)
+    return opened
 
 
 @contextmanager
@@ -158,6 +268,7 @@ def serve(
     speed: float = 60.0,
     cwd: Path = ROOT,
     command: Sequence[str] = ("lab",),
+    amis: int = 0,
 ) -> Iterator[Lab]:
     """Serve copies of the notebooks.
 
@@ -173,6 +284,8 @@ def serve(
         Folder in which ``vmsnix lab`` runs.
     command
         Command of ``vmsnix`` with its options. With ``--edit``, the notebooks are those of a checkout.
+    amis
+        Number of AMIs in the sandbox, in two regions.
     """
     notebooks = folder / ("notebooks" if "--edit" in command else "_notebooks")
     notebooks.mkdir()
@@ -184,7 +297,7 @@ def serve(
         (notebooks / source.name).write_text(text, encoding="utf-8")
     names = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
     private = {name: str(folder / name.lower()) for name in names}
-    program = [sys.executable, "-c", PROGRAM, str(notebooks), str(speed), *command]
+    program = [sys.executable, "-c", PROGRAM, str(notebooks), str(speed), str(amis), *command]
     more = {"PYTHONPATH": str(ROOT), "VMSNIX_STATE": str(folder / "state")}
     with started(program, folder, {**os.environ, **private, **more}, cwd) as lab:
         yield lab

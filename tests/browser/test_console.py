@@ -7,9 +7,7 @@ several tests check, so each test also runs alone and in any order.
 from __future__ import annotations
 
 import json
-import os
 import re
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,7 +16,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 import pytest
 
-from tests.browser.lab import ROOT, Browser, Lab, browse, serve
+from tests.browser.lab import SPEED, Opened, browse, open_console, serve
 from tests.faults.account import Account, read_account
 from tests.runbooks.shelf import notebook
 from vmsnix_ops.cli.lab import CONSOLE_PAGE
@@ -28,8 +26,6 @@ from vmsnix_ops.records.tables import Tables
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SPEED = 600.0
-SHOTS = Path(os.environ.get("VMSNIX_SCREENSHOTS") or ROOT / ".cache" / "screenshots")
 OPEN_NOTEBOOK = """() => {
     const path = window.jupyterapp?.shell.currentWidget?.context?.path || '';
     return path.startsWith('runs/') && path.endsWith('/notebook.ipynb');
@@ -37,10 +33,6 @@ OPEN_NOTEBOOK = """() => {
 CHROME = (
     "#jp-top-panel, #jp-menu-panel, .jp-SideBar, #jp-bottom-panel, .jp-NotebookPanel-toolbar, .jp-InputArea"
 )
-FITS = """() => {
-    const notebook = document.querySelector('.jp-WindowedPanel-outer');
-    return notebook.scrollWidth <= notebook.clientWidth;
-}"""
 AMI = re.compile(r"ami-[0-9a-f]{17}")
 COUNT = """\
 import time
@@ -48,18 +40,6 @@ for number in range(lines):
     print(f"line {number}", flush=True)
     time.sleep(0.1)
 """
-LOG = """() => {
-    const box = document.querySelector('.vmsnix-log');
-    const text = box.querySelector('[role=log]');
-    const [outer, inner] = [box.getBoundingClientRect(), text.getBoundingClientRect()];
-    return {
-        last: Number(text.textContent.trim().split(' ').at(-1)),
-        below: Math.round(inner.bottom - outer.bottom),
-        above: Math.round(outer.top - inner.top),
-        focused: document.activeElement === box,
-    };
-}"""
-NO_SPLASH = "#jupyterlab-splash { display: none }"  # when the theme changes
 AS_ON_AWS = """
 import os
 del os.environ['VMSNIX_SANDBOX']
@@ -75,76 +55,6 @@ class NoRedirect(HTTPRedirectHandler):
         return None
 
 
-@dataclass
-class Opened:
-    """The console, open in a browser."""
-
-    lab: Lab
-    browser: Browser
-
-    @property
-    def page(self) -> Any:
-        return self.browser.page
-
-    @property
-    def archive(self) -> Path:
-        return Path(self.lab.environment["VMSNIX_ARCHIVE"])
-
-    def open(self, notebook: str, *, alone: bool = False) -> None:
-        """Open a notebook with the console, and run it."""
-        self.page.goto(self.lab.page(notebook, alone=alone))
-        self.browser.run_all_cells()
-        self.page.locator(".vmsnix-banner").wait_for()
-        self.page.add_style_tag(content=NO_SPLASH)
-
-    def runs(self) -> Any:
-        return Tables(self.lab.environment["VMSNIX_HISTORY"]).read("runs")
-
-    def pick(self, runbook: str) -> None:
-        self.tab("Run")
-        self.browser.pick(runbook)
-        if self.button("Back to the form").is_visible():
-            self.button("Back to the form").click()
-        self.page.wait_for_selector(".vmsnix-form")
-
-    def field(self, name: str) -> Any:
-        return self.page.locator(f".vmsnix-field-{name} input").first
-
-    def type_in(self, name: str, text: str) -> None:
-        self.field(name).fill(text)
-
-    def button(self, text: str) -> Any:
-        return self.page.locator(f".vmsnix-console button:visible:has-text('{text}')").first
-
-    def tab(self, name: str) -> None:
-        self.page.click(f".vmsnix-tabs button:has-text('{name}')")
-        pane = ".vmsnix-run" if name == "Run" else f".vmsnix-tab-{name.lower()}"
-        self.page.wait_for_selector(f"{pane} >> visible=true")
-
-    def wait_for_text(self, text: str) -> None:
-        self.page.locator(".vmsnix-console").get_by_text(text).locator("visible=true").first.wait_for()
-
-    def shoot_wide(self, name: str) -> None:
-        """Save pictures in both themes for a wide and a narrow screen."""
-        for width in (1440, 1024):
-            self.page.set_viewport_size({"width": width, "height": 1000})
-            self.shoot(f"{name}-{width}")
-        self.page.set_viewport_size({"width": 1280, "height": 800})
-
-    def log(self) -> dict[str, Any]:
-        """Return the last line of the live log, how much of it is hidden, and whether it has the focus."""
-        found: dict[str, Any] = self.page.evaluate(LOG)
-        return found
-
-    def shoot(self, name: str) -> None:
-        """Save a picture of the console in both themes."""
-        for theme in ("Dark", "Light"):
-            self.browser.set_theme(theme)
-            self.page.evaluate("() => document.querySelector('.vmsnix-console').scrollIntoView()")
-            assert self.page.evaluate(FITS)
-            self.page.screenshot(path=SHOTS / f"console-{name}-{theme.lower()}.png")
-
-
 def serve_with(patch: pytest.MonkeyPatch, own: Path, folder: Path) -> Any:
     """Serve the notebooks, and a folder of own runbooks."""
     patch.setenv("VMSNIX_RUNBOOKS", str(own))
@@ -154,7 +64,6 @@ def serve_with(patch: pytest.MonkeyPatch, own: Path, folder: Path) -> Any:
 @pytest.fixture(scope="module")
 def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opened]:
     pytest.importorskip("jupyterlab")
-    SHOTS.mkdir(parents=True, exist_ok=True)
     own = tmp_path_factory.mktemp("own")
     (own / "80-count.ipynb").write_text(json.dumps(notebook(COUNT, parameters="lines: int = 150")))
     with (
@@ -162,12 +71,7 @@ def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opened]:
         serve_with(patch, own, tmp_path_factory.mktemp("lab")) as lab,
         browse(height=800) as browser,
     ):
-        opened = Opened(lab, browser)
-        opened.page.goto(f"{lab.url}{CONSOLE_PAGE}?token={lab.token}")
-        opened.page.locator(".vmsnix-banner").wait_for()
-        opened.page.add_style_tag(content=NO_SPLASH)
-        opened.wait_for_text("A local AWS on this machine")
-        yield opened
+        yield open_console(lab, browser)
 
 
 @pytest.fixture(autouse=True)
@@ -373,6 +277,8 @@ def test_the_history_can_be_searched_and_a_run_repeated(
     console.shoot("history")
     search.fill(published.ami)
     console.page.wait_for_selector(f".vmsnix-tab-history td:has-text('{published.ami}')")
+    console.page.locator(f".vmsnix-tab-history td:has-text('{published.ami}')").first.click()
+    console.wait_for_text("publish-ami: done")
     console.button("Fill in its form").click()
     console.wait_for_text("Publish an AMI")
     assert console.field("image").input_value().endswith("sample-image")
@@ -503,7 +409,11 @@ def test_the_plan_of_a_dry_run_is_applied_exactly_or_refused(console: Opened, pu
 
 def test_the_evidence_opens_in_jupyterlab(console: Opened, published: Published) -> None:
     console.tab("History")
-    console.button("Show it").click()
+    console.page.locator(".vmsnix-tab-history .vmsnix-search input").fill("")
+    number = len(console.runs())
+    console.wait_for_text(f"{number} of {number}")  # the click is not on a row that is about to be replaced
+    row = f".vmsnix-tab-history tr:has-text('publish-ami'):has-text('{published.ami}')"
+    console.page.locator(f"{row} button").first.click()
     console.page.locator(".vmsnix-report").wait_for()
     with console.page.expect_popup() as opened:
         console.page.click(".vmsnix-files a:has-text('Executed notebook')")

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 # By default, JupyterLab fetches news and checks for updates on the network.
 NOTIFICATIONS = {"fetchNews": "false", "checkForUpdates": False}
+THEMES = {"adaptive-theme": True}  # light or dark as the system, until the user chooses otherwise
 STOP_SECONDS = 15
 SHUTDOWN_SECONDS = 5.0  # for a kernel to save the evidence of a run that was not completed
 LAB_FOLDER = "VMSNIX_LAB_FOLDER"  # environment variable of kernels: the folder in which the lab was started
@@ -216,7 +217,7 @@ def _jupyter_environment(folder: Path, environment: Mapping[str, str], share: Pa
     from vmsnix_ops.runbooks.execution import kernels
 
     _write_workspace(folder / "workspaces")
-    settings = folder / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    settings = folder / "settings" / "@jupyterlab" / "apputils-extension"
     kernel = share / "kernels" / "python3" / "kernel.json"
     change_folder = f"import os; os.chdir(os.environ[{LAB_FOLDER!r}]); del os"
     spec = {
@@ -225,7 +226,9 @@ def _jupyter_environment(folder: Path, environment: Mapping[str, str], share: Pa
         "language": "python",
         "metadata": kernels.METADATA,
     }
-    for path, content in ((settings, NOTIFICATIONS), (kernel, spec)):
+    themes = settings / "themes.jupyterlab-settings"
+    written = {settings / "notification.jupyterlab-settings": NOTIFICATIONS, kernel: spec}
+    for path, content in (written if themes.exists() else {**written, themes: THEMES}).items():
         files.make_folder(path.parent)
         files.write(path, json.dumps(content, indent=2))
     others = environment.get("JUPYTER_PATH", "")

@@ -45,7 +45,7 @@ def test_every_type_has_a_field_that_contains_the_default(declaration: str, kind
     ("declaration", "labels"),
     [
         ('v: Literal["none", "sample", "whole"] = "none"  # compare', ("none", "sample", "whole")),
-        ('v: Literal["", "import", "direct"] = ""  # only this way', ("(default)", "import", "direct")),
+        ('v: Literal["", "import", "direct"] = ""  # only this way', ("default", "import", "direct")),
     ],
 )
 def test_choices_are_offered(declaration: str, labels: tuple[str, ...]) -> None:

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from tests.runbooks.shelf import replace_package
 from vmsnix_ops.cli import run as run_command
 from vmsnix_ops.runbooks import catalog
-from vmsnix_ops.runbooks.console.forms import Form, plan_html
+from vmsnix_ops.runbooks.console.forms import GROUPS, Form, plan_html
 from vmsnix_ops.runbooks.console.suggestions import Suggestion
 from vmsnix_ops.runbooks.parameters import command_line
 
@@ -76,15 +76,49 @@ def test_an_unknown_region_causes_a_warning_with_the_nearest(shelf: Shelf) -> No
     assert form.fields["region"]._problem.value == ""
 
 
-def test_help_shows_the_default_in_use_also_after_suggestions(shelf: Shelf) -> None:
+def test_a_field_shows_the_value_that_is_used_without_an_input(shelf: Shelf) -> None:
     declared = 'region: str = ""  # AWS region  [default: from vmsnix.toml or AWS_REGION]'
     shelf.put("10-try-this.ipynb", parameters=declared)
     form = Form(catalog.find("try-this", shelf.folder), lambda: None)
-    assert "AWS region  [default: from vmsnix.toml or AWS_REGION]" in form.fields["region"]._help.value
+    assert form.fields["region"]._input.placeholder == "not set in vmsnix.toml or AWS_REGION"
     form.show_help({"region": "eu-west-1, from vmsnix.toml"})
     form.suggest("region", "regions", [], "Could not list the regions.")
-    assert "AWS region  [default: eu-west-1, from vmsnix.toml]" in form.fields["region"]._help.value
+    assert form.fields["region"]._input.placeholder == "eu-west-1, from vmsnix.toml"
+    assert '<span class="vmsnix-help">AWS region</span>' in form.fields["region"]._help.value
     assert "Could not list" in form.fields["region"]._help.value
+
+
+FOLDED = """\
+image: str = "ecs-node"  # which image
+keep_last: int | None = None  # AMIs to keep  [default: from vmsnix.toml]
+system: Literal["", "x86_64-linux"] = ""  # system  [default: the image's own]
+regions: list[str] = []  # where  [default: every recorded region]
+"""
+
+
+def test_further_parameters_are_folded_in_groups_that_open_for_a_value_or_a_problem(shelf: Shelf) -> None:
+    shelf.put("10-try-this.ipynb", parameters=FOLDED)
+    form = Form(catalog.find("try-this", shelf.folder), lambda: None)
+    form.show_help({"retire_keep_last": "3, from vmsnix.toml"})
+    image, retention = form.groups
+    assert list(image.fields) == ["system"]
+    assert form.fields["system"]._input.label == "the image's own"
+    assert form.fields["regions"]._unset.value == '<span class="vmsnix-quiet">every recorded region</span>'
+    assert form.fields["keep_last"]._input.placeholder == "3, from vmsnix.toml"
+    assert retention._box.layout.display == "none"
+    assert retention._toggle.description == "▸ Retention"
+    form.fill({"system": "x86_64-linux"})
+    assert image._box.layout.display == ""
+    image._toggle.value = False
+    assert image._toggle.description == "▸ Image: system"
+    type_in(form, "keep_last", "many")
+    assert retention._box.layout.display == ""
+    assert form.values() == {"system": "x86_64-linux"}
+
+
+def test_every_folded_parameter_is_one_of_a_runbook() -> None:
+    declared = {parameter.name for book in catalog.runbooks() for parameter in book.parameters}
+    assert {name for names in GROUPS.values() for name in names} <= declared
 
 
 def test_filling_in_a_form_replaces_all_values(shelf: Shelf) -> None:

@@ -126,7 +126,7 @@ def test_values_in_links_and_reports_are_escaped() -> None:
     assert "s3://b/&lt;id&gt;" in links
     assert "No &lt;notebook&gt;." in links
     frame = report_html('<p onclick="x">"quoted"</p>')
-    assert 'sandbox=""' in frame
+    assert 'sandbox="allow-scripts"' in frame
     assert "<p" not in frame
 
 

@@ -223,7 +223,7 @@ class BackendBar:
         if self._initial.sandbox:
             # `--sandbox` removed the AWS variables, so this process cannot switch to AWS.
             self.switch.layout.display = "none"
-            words = fill("The console was started with --sandbox. To use AWS, start it without.")
+            words = fill("Started with <code>--sandbox</code>. To use AWS, start the console without it.")
             self._show_note(words)
         side = ipywidgets.VBox([self.switch, self._note])
         side.add_class("vmsnix-bar-side")

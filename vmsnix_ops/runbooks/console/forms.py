@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets
 
 from vmsnix_ops.errors import ParameterError, nearest
 from vmsnix_ops.runbooks import parameters, value_checks
-from vmsnix_ops.runbooks.console.suggestions import source_of
+from vmsnix_ops.runbooks.console.suggestions import USED, source_of
 from vmsnix_ops.runbooks.execution.side_effects import allowed_effects
 from vmsnix_ops.templates import fill
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from markupsafe import Markup
 
@@ -27,11 +28,34 @@ DRY_RUN = "dry_run"
 EXPECT_PLAN, CONFIRM = "expect_plan", "confirm"
 """Parameters that have no field: a button applies a plan, and the typed confirmation confirms a run."""
 
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "Image": ("system", "boot_mode", "root_device", "prefix", "tags"),
+    "Upload": ("role_name", "incremental", "cloudformation"),
+    "Tests": ("verify", "boot_test", "boot_expect", "expect", "deadline", "accelerator", "fail_on_drift"),
+    "Machine": ("user_data", "public_key", "instance_type", "spot", "subnet", "pattern"),
+    "Sharing and encryption": (
+        *("kms_key", "kms_keys", "share_with", "revoke_from", "public", "confirm_public"),
+        *("allow_shared", "known_accounts"),
+    ),
+    "Retention": (
+        *("keep_last", "min_age_days", "launched_days", "retention_days", "orphan_days", "orphans"),
+        *("max_count", "old_days"),
+    ),
+    "More": (
+        *("best_effort", "deprecate_days", "protect", "unprotect", "topic", "identity", "result"),
+        *("sample_blocks", "yes", "buckets", "one_by_one", "deadline_minutes", "packages", "fail_on"),
+        *("scheduler", "workers", "ledger", "fresh"),
+    ),
+}
+"""Parameters that are folded, by the title of their group. All others, also of own runbooks, are shown."""
+_DEFAULT = re.compile(r"\s*\[default: (.*?)\]")
+
 _HELP = """\
 <span class="vmsnix-help">{{ text }}</span>
 {%- if problem %}<span class="vmsnix-help">{{ problem }}</span>{% endif %}
 """
 _PROBLEM = '<span class="{{ kind }}" role="alert">{{ problem }}</span>'
+_UNSET = '<span class="vmsnix-quiet">{{ text }}</span>'
 _NAME = '<span class="vmsnix-name">{{ name }}</span>'
 
 
@@ -91,9 +115,25 @@ class Field:
 
     def show_help(self, defaults: Mapping[str, str]) -> None:
         """Show the help, with the default in use; see `parameters.defaults_in_use`."""
+        unknown = value_checks.DEFAULT_FROM_SETTINGS.search(self.parameter.help)
         text = parameters.with_default(self.parameter.name, self.parameter.help, defaults)
+        found = _DEFAULT.search(text)
+        default = found[1] if found else ""
+        if unknown and unknown[0] in text:
+            default = default.replace("from ", "not set in ", 1)
+        text = _DEFAULT.sub("", text, count=1)
         self._help_text = text[:1].upper() + text[1:]
         self._help.value = fill(_HELP, text=self._help_text, problem=self._unavailable)
+        self._show_default(default)
+
+    @property
+    def changed(self) -> bool:
+        """Whether the value is not the default."""
+        try:
+            value = self.value()
+        except ParameterError:
+            return True
+        return value != self.parameter.default and not (self.parameter.default is None and value == "")
 
     def show_problem(self, problem: str, *, warning: bool = False) -> None:
         """Show a problem, or remove it."""
@@ -118,6 +158,9 @@ class Field:
 
     def _control(self) -> Any:
         raise NotImplementedError
+
+    def _show_default(self, text: str) -> None:
+        """Show the value that is used without an input; a field that always has a value shows that."""
 
     def _set(self, value: object) -> None:
         self._input.value = value
@@ -148,16 +191,24 @@ class ChoiceField(Field):
     """A list of choices."""
 
     def _control(self) -> Any:
-        kind = self.parameter.type
-        values: tuple[object, ...] = (True, False) if kind.kind == "bool" else self.parameter.choices
-        labels: dict[object, str] = {True: "yes", False: "no"} if kind.kind == "bool" else {"": "(default)"}
-        options = [(labels.get(value, str(value)), value) for value in values]
-        default = self.parameter.default
-        if default not in values:
-            options.insert(0, ("(none)" if default is None else "(default)", default))
-        self._input = ipywidgets.Dropdown(description=self.parameter.name, options=options)
+        self._input = ipywidgets.Dropdown(description=self.parameter.name, options=self._options("default"))
         self._input.observe(self._on_input, "value")
         return self._input
+
+    def _options(self, default_text: str) -> list[tuple[str, object]]:
+        parameter = self.parameter
+        values: tuple[object, ...] = (True, False) if parameter.type.kind == "bool" else parameter.choices
+        labels: dict[object, str] = {True: "yes", False: "no"} if parameter.type.kind == "bool" else {}
+        options = [(labels.get(value, str(value)), value) for value in values if value != ""]
+        if parameter.default not in [value for _label, value in options]:
+            options.insert(0, (default_text, parameter.default))
+        return options
+
+    def _show_default(self, text: str) -> None:
+        self._filling, before = True, self._input.value
+        self._input.options = self._options(text or "default")
+        self._input.value = before
+        self._filling = False
 
     def _set(self, value: object) -> None:
         known = [option for _label, option in self._input.options]
@@ -180,7 +231,6 @@ class TextField(Field):
 
     def _control(self) -> Any:
         self._input = ipywidgets.Text(description=self.parameter.name, continuous_update=True)
-        self._input.placeholder = str(self.parameter.default or "")
         self._input.observe(self._on_input, "value")
         self._pick = _picker(self._on_pick)
         row = ipywidgets.HBox([self._input, self._pick])
@@ -189,6 +239,9 @@ class TextField(Field):
 
     def _on_pick(self, value: str) -> None:
         self._input.value = value
+
+    def _show_default(self, text: str) -> None:
+        self._input.placeholder = text
 
     def _set(self, value: object) -> None:
         self._input.value = str(value)
@@ -205,7 +258,8 @@ class ListField(Field):
         name = ipywidgets.HTML(fill(_NAME, name=self.parameter.name))
         below = ipywidgets.HBox([self._add_button, self._pick])
         below.add_class("vmsnix-pickable")
-        box = ipywidgets.VBox([name, self._box, below])
+        self._unset = ipywidgets.HTML("")
+        box = ipywidgets.VBox([name, self._unset, self._box, below])
         box.add_class("vmsnix-rows")
         return box
 
@@ -221,6 +275,7 @@ class ListField(Field):
 
     def _add(self, value: object) -> None:
         text = ipywidgets.Text(value=str(value), continuous_update=True)
+        with_hidden_label(text, self.parameter.name)
         text.observe(self._on_input, "value")
         self._append_row(text, text)
 
@@ -235,7 +290,11 @@ class ListField(Field):
 
     def _set_rows(self, rows: list[tuple[Any, Any]]) -> None:
         self._rows = rows
+        self._unset.layout.display = "none" if rows else ""
         self._box.children = [row for _first, row in rows]
+
+    def _show_default(self, text: str) -> None:
+        self._unset.value = fill(_UNSET, text=text or "none")
 
     def _set(self, value: Any) -> None:
         self._set_rows([])
@@ -257,7 +316,8 @@ class MappingField(ListField):
         name, text = value if isinstance(value, tuple) else ("", value)
         key = ipywidgets.Text(value=str(name), placeholder="name", continuous_update=True)
         content = ipywidgets.Text(value=str(text), placeholder="value", continuous_update=True)
-        for part in (key, content):
+        for part, label in ((key, "name"), (content, "value")):
+            with_hidden_label(part, f"{self.parameter.name}: {label}")
             part.observe(self._on_input, "value")
         pair = ipywidgets.HBox([key, content])
         pair.add_class("vmsnix-pair")
@@ -287,9 +347,16 @@ class MappingField(ListField):
         return found
 
 
+def with_hidden_label(control: Any, label: str) -> Any:
+    """Give a control a label that only assistive programs show."""
+    control.description = label
+    control.add_class("vmsnix-hidden-label")
+    return control
+
+
 def _picker(picked: Callable[[str], None]) -> Any:
     """Return a list of suggestions that shows only an arrow; `picked` is called with the selected value."""
-    pick = ipywidgets.Dropdown(options=[(PICK, "")], tooltip="Suggestions")
+    pick = with_hidden_label(ipywidgets.Dropdown(options=[(PICK, "")], tooltip="Suggestions"), "Suggestions")
     pick.add_class("vmsnix-pick")
     pick.layout.display = "none"
 
@@ -309,6 +376,33 @@ def _small_button(text: str, tooltip: str, pressed: Callable[[Any], None]) -> An
     return button
 
 
+class Group:
+    """A group of fields, which is folded until a person opens it or one of its values is shown."""
+
+    def __init__(self, title: str, fields: Mapping[str, Field]) -> None:
+        self._title, self.fields = title, fields
+        self._toggle = ipywidgets.ToggleButton(tooltip=", ".join(fields))
+        self._toggle.add_class("vmsnix-fold")
+        self._toggle.observe(self.draw, "value")
+        self._box = ipywidgets.Box([field.widget for field in fields.values()])
+        self._box.add_class("vmsnix-fields")
+        self.widget = ipywidgets.VBox([self._toggle, self._box])
+        self.widget.add_class("vmsnix-group")
+        self.draw()
+
+    def draw(self, _change: object = None) -> None:
+        """Show the fields or hide them, and the names of the changed ones."""
+        opened, changed = self._toggle.value, [name for name, field in self.fields.items() if field.changed]
+        about = f": {', '.join(changed)}" if changed and not opened else ""
+        self._toggle.description = f"{'▾' if opened else '▸'} {self._title}{about}"
+        self._box.layout.display = "" if opened else "none"
+
+    def open(self, names: Iterable[str]) -> None:
+        """Open the group if it has one of these fields."""
+        if not self.fields.keys().isdisjoint(names):
+            self._toggle.value = True
+
+
 class Form:
     """The fields of a runbook; `changed` is called after every change."""
 
@@ -324,7 +418,15 @@ class Form:
             if parameter.name != EXPECT_PLAN
             and (parameter.name != CONFIRM or runbook.side_effects != "deletes")
         }
-        self.widget = ipywidgets.Box([field.widget for field in self.fields.values()])
+        self._suggestions: dict[tuple[str, str], Sequence[Suggestion]] = {}
+        folded = {name: title for title, names in GROUPS.items() for name in names}
+        groups: dict[str, dict[str, Field]] = {title: {} for title in ("", *GROUPS)}
+        for name, field in self.fields.items():
+            groups[folded.get(name, "")][name] = field
+        basic = ipywidgets.Box([field.widget for field in groups.pop("").values()])
+        basic.add_class("vmsnix-fields")
+        self.groups = [Group(title, fields) for title, fields in groups.items() if fields]
+        self.widget = ipywidgets.VBox([basic, *(group.widget for group in self.groups)])
         self.widget.add_class("vmsnix-form")
         self.check()
 
@@ -350,6 +452,9 @@ class Form:
             field.show_problem(problems.get(name) or warning, warning=name not in problems)
         # In one step, because a thread with new suggestions also calls this method.
         self.problems, self._values = problems, values
+        for group in self.groups:
+            group.open(problems)
+            group.draw()
 
     def values(self) -> dict[str, object]:
         """Return the parameters for a run: all values that are not the runbook's defaults."""
@@ -385,6 +490,8 @@ class Form:
                     values.setdefault(name, shown)
         for name, field in self.fields.items():
             field.fill(values.get(name, field.parameter.default))
+        for group in self.groups:
+            group.open(name for name, field in group.fields.items() if field.changed)
         self._on_change()
 
     def show_help(self, defaults: Mapping[str, str]) -> None:
@@ -393,8 +500,12 @@ class Form:
             field.show_help(defaults)
 
     def suggest(self, name: str, source: str, suggestions: Sequence[Suggestion], problem: str = "") -> None:
-        """Show suggestions for a parameter, or why there are none."""
-        self.fields[name].suggest(suggestions, problem)
+        """Show the suggestions of a source for a parameter, below the values used before; or a problem."""
+        self._suggestions[name, source] = suggestions
+        shown: dict[str, Suggestion] = {}
+        for (of, _), known in sorted(self._suggestions.items(), key=lambda item: item[0][1] != USED):
+            shown |= {one.value: one for one in known if of == name and one.value not in shown}
+        self.fields[name].suggest(list(shown.values()), problem)
         if source == "regions":
             self._regions = frozenset(each.value for each in suggestions)
             self.check()

@@ -22,9 +22,9 @@ from vmsnix_ops.region_names import ami_url
 from vmsnix_ops.runbooks import catalog, parameters
 from vmsnix_ops.runbooks.console import jobs
 from vmsnix_ops.runbooks.console.active import ActiveHTML
-from vmsnix_ops.runbooks.console.forms import DRY_RUN, EXPECT_PLAN, Form, plan_html
+from vmsnix_ops.runbooks.console.forms import DRY_RUN, EXPECT_PLAN, Form, plan_html, with_hidden_label
 from vmsnix_ops.runbooks.console.jobs import JobReader
-from vmsnix_ops.runbooks.console.suggestions import SuggestionCache, immediate, source_of
+from vmsnix_ops.runbooks.console.suggestions import USED, SuggestionCache, immediate, source_of
 from vmsnix_ops.runbooks.evidence import archive
 from vmsnix_ops.runbooks.evidence.runs import open_archive
 from vmsnix_ops.runbooks.execution.execute import same_parameters
@@ -138,7 +138,9 @@ class LiveView:
         self.kill_button.on_click(self._on_kill)
         top = ipywidgets.HBox([self._head, self.cancel_button, self.kill_button])
         top.add_class("vmsnix-live-head")
-        self.widget = ipywidgets.VBox([top, self._steps, self._log_box])
+        self._notices = ActiveHTML()
+        self._notices.html = _NOTICES
+        self.widget = ipywidgets.VBox([top, self._notices, self._steps, self._log_box])
         self.widget.add_class("vmsnix-live")
         self.start("")
 
@@ -164,6 +166,10 @@ class LiveView:
         self._show_head(status, human_seconds(state.seconds) + cells, share)
         self._steps.value = steps_html(state.steps)
         self._show_log(state.log)
+
+    def end(self, text: str) -> None:
+        """Let the browser notify the user, if that is allowed."""
+        self._notices.notice = text
 
     def _show_log(self, lines: tuple[str, ...]) -> None:
         self._log.value = log_html(lines)
@@ -248,6 +254,8 @@ _STEPS = """\
 </tbody></table>
 """
 
+_NOTICES = '<p><button class="jupyter-button vmsnix-small" data-notices>Notify me when it ends</button></p>'
+
 _LOG = """\
 <pre role="log" aria-label="Log">{{ text }}</pre>
 """
@@ -255,7 +263,7 @@ _LOG = """\
 
 EFFECTS = {
     "read_only": ("vmsnix-good", "read-only"),
-    "creates": ("vmsnix-mixed", "creates"),
+    "creates": ("vmsnix-plain", "creates"),
     "changes": ("vmsnix-mixed", "changes"),
     "deletes": ("vmsnix-bad", "deletes"),
 }
@@ -334,7 +342,8 @@ _LINKS = """\
 """
 
 _REPORT = """\
-<iframe class="vmsnix-report" title="Report of the run" sandbox="" srcdoc="{{ report }}"></iframe>
+<iframe class="vmsnix-report" title="Report of the run" sandbox="allow-scripts"
+ srcdoc="{{ report }}"></iframe>
 """
 
 
@@ -571,7 +580,7 @@ def links_html(evidence: Evidence) -> Markup:
 
 
 def report_html(report: str) -> Markup:
-    """Return a report in a frame that runs no scripts."""
+    """Return a report in a frame of no origin: its scripts, which sort its tables, reach nothing outside."""
     return fill(_REPORT, report=report)
 
 
@@ -610,6 +619,7 @@ class RunPage:
             tooltip="Runbooks, in the order of use",
         )
         self.pick.add_class("vmsnix-pick-runbook")
+        with_hidden_label(self.pick, "Runbooks")
         self.pick.observe(self._on_pick, "value")
         self._build()
         self._on_pick()
@@ -650,7 +660,13 @@ class RunPage:
         )
         self.back_button = ipywidgets.Button(description="Back to the form", icon="arrow-left")
         self.back_button.on_click(lambda _button: self._show_page(self._form_page))
-        self._result_page = ipywidgets.VBox([self.back_button, self.result.widget])
+        self.again_button = ipywidgets.Button(description="Fill in its form")
+        self.again_button.tooltip = "Open the runbook's form with the parameters of this run"
+        self.again_button.on_click(lambda _button: self.open(*self._shown))
+        self._shown: tuple[str, Mapping[str, object]] = ("", {})  # runbook and parameters of the shown run
+        buttons = ipywidgets.HBox([self.back_button, self.again_button])
+        buttons.add_class("vmsnix-buttons")
+        self._result_page = ipywidgets.VBox([buttons, self.result.widget])
         self._pages = (self._form_page, self.live.widget, self._result_page)
         for page in self._pages:
             page.add_class("vmsnix-page")
@@ -677,6 +693,9 @@ class RunPage:
         if self.job is None:
             evidence = copy_evidence(str(row["run_id"]), self._bar.backend)
             values = {**row, **evidence.values}
+            given = values.get("parameters") or {}
+            given = json.loads(given) if isinstance(given, str) else given
+            self._shown = (str(values.get("runbook")), given)
             self.result.show(values, evidence, channels=self._channels(), open_report=True)
             self._show_page(self._result_page)
 
@@ -786,12 +805,24 @@ class RunPage:
         if not self._backend_known:
             return
         form, backend = self._form, self._bar.backend
+        self._suggestions.request(backend, USED, self._suggest_used(form))
         for name, each in form.fields.items():
             source = source_of(each.parameter)
             if source:
                 known = immediate(backend, source)
                 form.suggest(name, source, known)
                 self._suggestions.request(backend, source, self._suggest_later(form, name, source, known))
+
+    def _suggest_used(self, form: Form) -> Callable[[list[Suggestion], str], None]:
+        backend = self._bar.backend
+
+        def callback(found: list[Suggestion], _problem: str) -> None:
+            if backend is self._bar.backend:
+                for name in form.fields:
+                    parameter = f"{form.runbook.name}.{name}"
+                    form.suggest(name, USED, [one for one in found if one.parameter == parameter])
+
+        return callback
 
     def _suggest_later(
         self, form: Form, name: str, source: str, known: list[Suggestion]
@@ -886,12 +917,15 @@ class RunPage:
         outcome = dict(state.outcome or {})
         evidence = copy_evidence(job.run_id, self._bar.backend)
         values = {"seconds": state.seconds, **evidence.values, **outcome}
+        self._shown = (job.runbook, job.given)
         dry = job.given.get(DRY_RUN) is True
         shown = dry and outcome.get("status") == "done" and not values.get("tables")
         self.result.show(values, evidence, state, channels=self._channels(), open_report=shown)
         self._allow_next_run()
         self._show_page(self._result_page)
         self.back_button.focus()
+        took = human_seconds(state.seconds)
+        self.live.end(f"{job.runbook}: {outcome.get('status', 'failed')} after {took} (run {job.run_id})")
         self._ended()
 
     def _channels(self) -> tuple[str, ...]:
@@ -906,6 +940,7 @@ class RunPage:
         self._bar.lock(locked=False)
         self._new_token()
         self._refresh()
+        self._suggest()
 
     def _cancel(self, kill: bool) -> None:
         if self.job is not None:

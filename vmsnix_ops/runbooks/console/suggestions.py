@@ -5,6 +5,7 @@ Without Nix or a permission, there are no suggestions, and the console shows the
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from dataclasses import dataclass
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 CACHE_SECONDS = 300.0
 MAX_AMIS = 200
 SAMPLE = "sample-image"
+USED = "used"
+"""The source of the values that past runs were given."""
+MAX_USED = 5
+MAX_RUNS = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,7 @@ class Suggestion:
 
     value: str
     label: str = ""  # text in the list; by default the value
+    parameter: str = ""  # the only parameter for which it is meant: publish-ami.image
 
 
 def source_of(parameter: Parameter) -> str:
@@ -68,6 +74,23 @@ def images(backend: Backend) -> list[Suggestion]:
     return [
         Suggestion(image.name, f"{image.name}: {image.description}" if image.description else image.name)
         for image in known
+    ]
+
+
+def used(backend: Backend) -> list[Suggestion]:
+    """Return the values that the newest runs were given, the last one first."""
+    from vmsnix_ops.records import history
+
+    runs = history.runs(backend.tables(), last=MAX_RUNS)[["runbook", "parameters"]].dropna()
+    found: dict[str, dict[str, None]] = {}
+    for runbook, given in runs.itertuples(index=False, name=None):
+        for name, value in json.loads(given).items():
+            known = found.setdefault(f"{runbook}.{name}", {})
+            known |= dict.fromkeys(str(one) for one in (value if isinstance(value, list) else [value]))
+    return [
+        Suggestion(value, f"{value} (used before)", parameter)
+        for parameter, values in found.items()
+        for value in [one for one in values if one not in ("", "None", "{}")][:MAX_USED]
     ]
 
 
@@ -115,6 +138,7 @@ def _region(backend: Backend) -> str:
 
 
 SOURCES: dict[str, Callable[[Backend], list[Suggestion]]] = {
+    USED: used,
     "images": images,
     "published": published,
     "regions": regions,

@@ -6,7 +6,6 @@ A tab reads its tables, or AWS, when it is opened, and again when a run has ende
 from __future__ import annotations
 
 import io
-import json
 import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,6 +17,8 @@ from vmsnix_ops import display, outcomes
 from vmsnix_ops.channels import overview
 from vmsnix_ops.errors import VmsnixError
 from vmsnix_ops.records import figures, history, timing_plots, timings
+from vmsnix_ops.runbooks.console.active import ActiveHTML
+from vmsnix_ops.runbooks.console.forms import with_hidden_label
 from vmsnix_ops.templates import fill
 
 if TYPE_CHECKING:
@@ -37,8 +38,12 @@ MAX_RUNS = 2000
 MAX_STEPS = 5000
 
 DRY_RUN = "dry run"
-GOOD = frozenset({"done", "available", "completed", *outcomes.SUCCEEDED})
-BAD = frozenset({"failed", "error", "high", "critical"})
+BADGES = {
+    "vmsnix-good": frozenset({"done", "available", "completed", *outcomes.SUCCEEDED}),
+    "vmsnix-mixed": frozenset({"partial", "cancelled", "lost", "medium"}),
+    "vmsnix-bad": frozenset({"failed", "error", "high", "critical"}),
+}
+"""Style of a badge, and its words; other words have a neutral badge."""
 
 THEME = {
     figures.INK: "--jp-ui-font-color1",
@@ -57,10 +62,29 @@ class TabColumn:
     name: str  # in the frame
     title: str = ""  # heading; by default the name
     kind: str = "text"  # text, code, badge, time, seconds, bytes, number, usd, long (several lines), command
+    wide: bool = False  # whether only a wide screen shows it
+
+    @property
+    def first_order(self) -> str:
+        """The order after the first click on its head: the newest and the most first."""
+        down = self.kind in ("time", "seconds", "bytes", "number", "usd")
+        return f"-{self.name}" if down else self.name
+
+    @property
+    def style(self) -> str:
+        """Its classes."""
+        return f"vmsnix-is-{self.kind}{' vmsnix-wide' if self.wide else ''}"
+
+    def head(self, sort: str) -> dict[str, str]:
+        """Return its head for an order of the grid."""
+        orders = {self.name: ("ascending", "▲"), f"-{self.name}": ("descending", "▼")}
+        order, mark = orders.get(sort, ("none", ""))
+        title = self.title or self.name
+        return {"name": self.name, "title": title, "style": self.style, "order": order, "mark": mark}
 
 
 class Grid:
-    """Shows a frame as a table with a search, a filter and an order.
+    """Shows a frame as a table with a search, a filter and column heads that sort.
 
     Parameters
     ----------
@@ -72,11 +96,11 @@ class Grid:
         Column for the first order, with ``-`` before it for descending; empty for the order of the frame.
     empty
         Text for a frame without rows.
-    changed
-        Called after every change with the displayed rows.
+    key
+        Column that identifies a row; empty if nothing happens when a row is clicked.
+    picked
+        Called with the clicked row.
     """
-
-    most = MAX_ROWS
 
     def __init__(
         self,
@@ -85,10 +109,12 @@ class Grid:
         filter_by: str = "",
         sort: str = "",
         empty: str = "No rows.",
-        changed: Callable[[pd.DataFrame], None] | None = None,
+        key: str = "",
+        picked: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         self._columns, self._filter_by, self.empty = tuple(columns), filter_by, empty
-        self._changed = changed
+        self._key, self._picked = key, picked
+        self.sort = sort
         self._lock = threading.RLock()
         self._frame: pd.DataFrame | None = None
         self._text: pd.Series[str] | None = None
@@ -96,24 +122,30 @@ class Grid:
             placeholder="Search", continuous_update=True, tooltip="Search all columns"
         )
         self.search.add_class("vmsnix-search")
+        with_hidden_label(self.search, "Search all columns")
         self.filter = ipywidgets.Dropdown(options=[("all", "")], tooltip=f"Show only this {filter_by}")
-        self.sort = ipywidgets.Dropdown(
-            options=[
-                *([] if sort else [("original order", "")]),
-                *(option for column in self._columns for option in _orders(column)),
-            ],
-            tooltip="Order of the rows",
-        )
-        if sort:
-            self.sort.value = sort
+        with_hidden_label(self.filter, f"Show only this {filter_by}")
         self._count = ipywidgets.HTML("")
-        self._table = ipywidgets.HTML("")
-        self._bar = ipywidgets.HBox([self.search, self.filter, self.sort, self._count])
+        self.table = ActiveHTML(self._on_click)
+        self._bar = ipywidgets.HBox([self.search, self.filter, self._count])
         self._bar.add_class("vmsnix-grid-bar")
-        self.widget = ipywidgets.VBox([self._bar, self._table])
+        self.widget = ipywidgets.VBox([self._bar, self.table])
         self.widget.add_class("vmsnix-grid")
-        for control in (self.search, self.filter, self.sort):
+        for control in (self.search, self.filter):
             control.observe(self._draw, "value")
+
+    def _on_click(self, action: str) -> None:
+        """Sort by a column, or pick a row. A second click on a head turns the order around."""
+        kind, _, what = action.partition(":")
+        if kind == "sort":
+            first = next((column.first_order for column in self._columns if column.name == what), what)
+            other = what if first.startswith("-") else f"-{what}"
+            self.sort = other if self.sort == first else first
+            self._draw()
+        elif kind == "row" and self._frame is not None and self._picked is not None:
+            found: list[Any] = self._frame[self._frame[self._key].astype("str") == what].to_dict("records")
+            if found:
+                self._picked({name: value for name, value in found[0].items() if not display.missing(value)})
 
     def show(self, frame: pd.DataFrame) -> None:
         """Show another frame, with the same search, filter and order."""
@@ -140,11 +172,11 @@ class Grid:
             matching &= self._text.str.contains(word, regex=False)
         if self.filter.value:
             matching &= frame[self._filter_by].astype("string").fillna("") == self.filter.value
-        name = self.sort.value.removeprefix("-")
+        name = self.sort.removeprefix("-")
         found = frame[matching]
         if name in found:
             found = found.sort_values(
-                name, ascending=not self.sort.value.startswith("-"), kind="stable", na_position="last"
+                name, ascending=not self.sort.startswith("-"), kind="stable", na_position="last"
             )
         return found
 
@@ -155,18 +187,23 @@ class Grid:
                 return
             total = len(self._frame)
             self._bar.layout.display = "" if total else "none"
-            self._count.value = fill(_COUNT, rows=len(rows), total=total, most=self.most)
+            self._count.value = fill(_COUNT, rows=len(rows), total=total, most=MAX_ROWS)
             empty = self.empty if not total else "No row matches the search."
-            self._show_rows(rows.head(self.most), empty)
-            if self._changed is not None:
-                self._changed(rows.head(self.most))
+            self.table.html = self._html(rows.head(MAX_ROWS), empty)
 
-    def _show_rows(self, rows: pd.DataFrame, empty: str) -> None:
-        self._table.value = table_html(self._columns, rows, empty=empty)
+    def _html(self, rows: pd.DataFrame, empty: str) -> Markup:
+        present = [column for column in self._columns if column.name in rows.columns]
+        keys = rows[self._key].astype("str") if self._key in rows else [""] * len(rows)
+        names = [column.name for column in present]
+        cells = [
+            (key, [_cell(column, value) for column, value in zip(present, row, strict=True)])
+            for key, row in zip(keys, rows[names].itertuples(index=False, name=None), strict=True)
+        ]
+        return fill(_TABLE, columns=[column.head(self.sort) for column in present], rows=cells, empty=empty)
 
 
 _COUNT = """\
-<span class="vmsnix-quiet">{{ rows }} of {{ total }}
+<span class="vmsnix-quiet">{{ "{:,}".format(rows) }} of {{ "{:,}".format(total) }}
 {%- if rows > most %}, the first {{ most }} are shown{% endif %}</span>
 """
 
@@ -176,14 +213,18 @@ _TABLE = """\
 <table class="vmsnix-table">
 <thead><tr>
 {% for column in columns %}
-<th scope="col" class="vmsnix-is-{{ column.kind }}">{{ column.title or column.name }}</th>
+<th scope="col" class="{{ column.style }}" aria-sort="{{ column.order }}">
+<button data-do="sort:{{ column.name }}">{{ column.title }}
+<span aria-hidden="true">{{ column.mark }}</span></button>
+</th>
 {% endfor %}
 </tr></thead><tbody>
-{% for row in rows %}
-<tr>
+{% for key, row in rows %}
+<tr{% if key %} data-do="row:{{ key }}"{% endif %}>
 {% for cell in row %}
-<td class="vmsnix-is-{{ cell.kind }}"{% if cell.full %} title="{{ cell.full }}"{% endif %}>
-{%- if cell.badge %}<span class="vmsnix-badge {{ cell.badge }}">{{ cell.text }}</span>
+<td class="{{ cell.style }}"{% if cell.full %} title="{{ cell.full }}"{% endif %}>
+{%- if key and loop.first %}<button data-do="row:{{ key }}">{{ cell.text }}</button>
+{%- elif cell.badge %}<span class="vmsnix-badge {{ cell.badge }}">{{ cell.text }}</span>
 {%- else %}{{ cell.text }}{% endif %}</td>
 {% endfor %}
 </tr>
@@ -195,31 +236,12 @@ _TABLE = """\
 """
 
 
-def table_html(columns: Sequence[TabColumn], frame: pd.DataFrame, *, empty: str) -> Markup:
-    """Return a frame as an HTML table, or the text `empty`."""
-    present = [column for column in columns if column.name in frame.columns]
-    rows = [
-        [_cell(column, value) for column, value in zip(present, row, strict=True)]
-        for row in frame[[column.name for column in present]].itertuples(index=False, name=None)
-    ]
-    return fill(_TABLE, columns=present, rows=rows, empty=empty)
-
-
-def _orders(column: TabColumn) -> list[tuple[str, str]]:
-    title = column.title or column.name
-    if column.kind == "time":
-        return [(f"{title}, newest first", f"-{column.name}"), (f"{title}, oldest first", column.name)]
-    if column.kind in ("seconds", "bytes", "number", "usd"):
-        return [(f"{title}, most first", f"-{column.name}"), (f"{title}, least first", column.name)]
-    return [(f"{title}, A to Z", column.name)]
-
-
 def _cell(column: TabColumn, value: Any) -> dict[str, str]:
     text, badge = format_value(column.kind, value), ""
     if column.kind == "badge" and text:
-        badge = "vmsnix-good" if text in GOOD else ("vmsnix-bad" if text in BAD else "vmsnix-mixed")
+        badge = next((style for style, words in BADGES.items() if text in words), "vmsnix-plain")
     full = to_text(value) if len(text) > 40 or column.kind == "code" else ""
-    return {"kind": column.kind, "text": text, "badge": badge, "full": full}
+    return {"style": column.style, "text": text, "badge": badge, "full": full}
 
 
 def format_value(kind: str, value: Any) -> str:
@@ -278,6 +300,7 @@ class Tab:
         with self._lock:  # of two calls at the same time, the second reads nothing
             if self._read_for == (backend.url, runs_ended):
                 return
+            self._problem.value = fill(_READING)
             try:
                 self._read(backend)
             except (VmsnixError, OSError, ValueError) as error:  # OSError and ValueError: a file of an audit
@@ -295,14 +318,18 @@ class Tab:
 
 Actions = dict[str, tuple[str, dict[str, object]]]
 """Runbook and values by the text of a button."""
-_HEAD_OF_CHANNELS = """\
+_CHANNELS = """\
 {% import "channels/cells.html" as cells %}
+{% if rows %}
+<div class="vmsnix-channels">
 <div class="vmsnix-cells vmsnix-cells-head">
-{% for title in cells.titles %}<b>{{ title }}</b>{% endfor %}
+{% for title in cells.titles %}
+<button data-do="sort:{{ heads[loop.index0].name }}">{{ title }}
+<span aria-hidden="true">{{ heads[loop.index0].mark }}</span></button>
+{% endfor %}
 </div>
-"""
-_ROW_OF_CHANNELS = """\
-{% import "channels/cells.html" as cells %}
+{% for place, row, actions in rows %}
+<div class="vmsnix-channel">
 <div class="vmsnix-cells">
 {% if row.channel %}
 {% for name in cells.names %}<div class="vmsnix-cell">{{ cells[name](row) }}</div>{% endfor %}
@@ -311,6 +338,17 @@ _ROW_OF_CHANNELS = """\
 <div class="vmsnix-cell vmsnix-rest"><b class="vmsnix-mixed">unknown</b><span>{{ row.problem }}</span></div>
 {% endif %}
 </div>
+<div class="vmsnix-channel-actions">
+{% for name in actions %}
+<button class="jupyter-button vmsnix-small" data-do="act:{{ place }}:{{ name }}"
+ title="Open the form: {{ name }} {{ row.image }} {{ row.channel }} in {{ row.region }}">{{ name }}</button>
+{% endfor %}
+</div></div>
+{% endfor %}
+</div>
+{% else %}
+<p class="vmsnix-empty">{{ empty }}</p>
+{% endif %}
 """
 
 
@@ -338,28 +376,19 @@ def channel_actions(row: Mapping[str, Any], channels: Sequence[str]) -> Actions:
 class ChannelGrid(Grid):
     """Shows each channel with buttons that open a form; `act` is called with its runbook and values."""
 
-    most = 60  # each row has widgets
+    heads = (
+        TabColumn("image"),
+        *(TabColumn(name, kind="time") for name in ("created_at", "since")),
+        TabColumn("drift"),
+        TabColumn("instances", kind="number"),
+    )
+    """The columns by which the heads sort."""
 
     def __init__(self, act: Callable[[str, Mapping[str, object]], None]) -> None:
-        kinds = dict.fromkeys(overview.COLUMNS, "text")
-        kinds |= {"created_at": "time", "since": "time", "proven_at": "time"}
-        kinds |= {"age_days": "number", "instances": "number", "older_instances": "number"}
-        columns = [TabColumn(name, name.replace("_", " "), kind) for name, kind in kinds.items()]
-        super().__init__(columns, filter_by="channel")
+        others = set(overview.COLUMNS) - {head.name for head in self.heads}
+        super().__init__([*self.heads, *map(TabColumn, sorted(others))], filter_by="channel")
         self._act, self.channels = act, tuple[str, ...]()
-        self._boxes: dict[int, Any] = {}
-        self._list = ipywidgets.VBox([])
-        self._list.add_class("vmsnix-channels")
-        self.widget.children = [*self.widget.children, self._list]
-
-    def show(self, frame: pd.DataFrame) -> None:
-        """Show another frame; the widgets of the earlier one are closed."""
-        with self._lock:
-            old, self._boxes = self._boxes, {}
-            super().show(frame)
-        for box in old.values():
-            for widget in (*box.children, box):
-                widget.close()
+        self._actions: dict[int, Actions] = {}
 
     def show_nothing(self, why: str) -> None:
         """Show a text instead of rows."""
@@ -368,35 +397,21 @@ class ChannelGrid(Grid):
         self.empty = why
         self.show(pd.DataFrame(columns=list(overview.COLUMNS)))
 
-    def _show_rows(self, rows: pd.DataFrame, empty: str) -> None:
-        self._table.value = fill(_HEAD_OF_CHANNELS) if len(rows) else table_html((), rows, empty=empty)
-        for place, row in zip(rows.index, overview.texts(rows), strict=True):
-            if place not in self._boxes:
-                self._boxes[place] = self._box(row)
-        self._list.children = [self._boxes[place] for place in rows.index]
+    def _html(self, rows: pd.DataFrame, empty: str) -> Markup:
+        texts = dict(zip(rows.index, overview.texts(rows), strict=True))
+        self._actions = {place: channel_actions(row, self.channels) for place, row in texts.items()}
+        shown = [(place, row, list(self._actions[place])) for place, row in texts.items()]
+        heads = [head.head(self.sort) for head in self.heads]
+        return fill(_CHANNELS, heads=heads, rows=shown, empty=empty)
 
-    def _box(self, row: Mapping[str, str]) -> Any:
-        actions = channel_actions(row, self.channels)
-        cells = ipywidgets.HTML(fill(_ROW_OF_CHANNELS, row=row))
-        # One widget for all buttons of a row: a page of them opens faster.
-        buttons = ipywidgets.ToggleButtons(
-            options=list(actions),
-            value=None,
-            tooltips=[
-                f"Open the form: {name} {row['image']} {row['channel']} in {row['region']}"
-                for name in actions
-            ],
-        )
-
-        def on_click(change: Any) -> None:
-            if change["new"] is not None:
-                buttons.value = None
-                self._act(*actions[change["new"]])
-
-        buttons.observe(on_click, "value")
-        box = ipywidgets.HBox([cells, buttons])
-        box.add_class("vmsnix-channel")
-        return box
+    def _on_click(self, action: str) -> None:
+        if not action.startswith("act:"):
+            super()._on_click(action)
+            return
+        _, place, name = action.split(":")
+        found = self._actions.get(int(place), {}).get(name)
+        if found is not None:
+            self._act(*found)
 
 
 class ChannelsTab(Tab):
@@ -439,7 +454,7 @@ _READ_CHANNELS = """\
 
 
 class HistoryTab(Tab):
-    """All runs. Each can be shown, and its parameters can be filled into the form."""
+    """All runs. A click on a row shows the run."""
 
     title = "History"
     columns = (
@@ -451,9 +466,9 @@ class HistoryTab(Tab):
         TabColumn("region"),
         TabColumn("ami_id", "AMI", "code"),
         TabColumn("seconds", "took", "seconds"),
-        TabColumn("user"),
+        TabColumn("user", wide=True),
         TabColumn("error"),
-        TabColumn("run_id", "run", "code"),
+        TabColumn("run_id", "run", "code", wide=True),
     )
 
     def _parts(self) -> list[Any]:
@@ -462,57 +477,16 @@ class HistoryTab(Tab):
             filter_by="runbook",
             sort="-started_at",
             empty="No runs yet. Runs of the console, of the command line and of CI are listed here.",
-            changed=self._on_rows,
+            key="run_id",
+            picked=lambda row: self._show_run({**row, "dry_run": row["dry_run"] == DRY_RUN}),
         )
-        self._choice = ipywidgets.Dropdown(options=[], description="Run")
-        self._choice.add_class("vmsnix-which")
-        self._show_button = ipywidgets.Button(description="Show it")
-        self._show_button.on_click(self._on_show)
-        self._form_button = ipywidgets.Button(description="Fill in its form")
-        self._form_button.tooltip = "Open the runbook's form with the parameters of this run"
-        self._form_button.on_click(self._on_form)
-        self._actions = ipywidgets.HBox([self._choice, self._show_button, self._form_button])
-        self._actions.add_class("vmsnix-actions")
-        self._actions.layout.display = "none"  # until there is a run
-        self._rows: dict[str, dict[str, Any]] = {}
-        return [self._grid.widget, self._actions]
+        return [self._grid.widget]
 
     def _read(self, backend: Backend) -> None:
         frame = history.runs(backend.tables(), last=MAX_RUNS)
         # As words, which the badge shows and the search finds.
         words = [DRY_RUN if dry_run else "" for dry_run in frame["dry_run"].fillna(value=False)]
         self._grid.show(frame.assign(dry_run=words))
-
-    def _on_rows(self, rows: pd.DataFrame) -> None:
-        records: list[Any] = rows.to_dict("records")
-        self._rows = {str(row["run_id"]): row for row in records}
-        self._choice.options = [
-            (f"{row['started_at']:%Y-%m-%d %H:%M} {row['runbook']}, {_words(row)}", run_id)
-            for run_id, row in self._rows.items()
-        ]
-        if self._rows:
-            self._choice.index = 0
-        self._actions.layout.display = "" if self._rows else "none"
-
-    def _chosen_row(self) -> dict[str, Any]:
-        """Return the chosen row without its missing values."""
-        import pandas as pd
-
-        row = self._rows[self._choice.value]
-        known = {name: value for name, value in row.items() if not pd.isna(value)}
-        return {**known, "dry_run": row["dry_run"] == DRY_RUN}
-
-    def _on_show(self, _button: object) -> None:
-        self._show_run(self._chosen_row())
-
-    def _on_form(self, _button: object) -> None:
-        row = self._chosen_row()
-        self._open_runbook(str(row["runbook"]), json.loads(str(row.get("parameters") or "{}")))
-
-
-def _words(row: Mapping[str, Any]) -> str:
-    """Return the status of a run; that of a dry run says so."""
-    return f"{row['status']} ({DRY_RUN})" if row["dry_run"] == DRY_RUN else str(row["status"])
 
 
 class TimingsTab(Tab):
@@ -553,6 +527,7 @@ class TimingsTab(Tab):
 
 
 _PROBLEM = '<p class="vmsnix-error" role="alert">{{ error }}</p>'
+_READING = '<p class="vmsnix-quiet" role="status">Reading ...</p>'
 _NO_TIMINGS = """\
 <p class="vmsnix-empty">No timings yet. A publish records the time of each step.</p>
 """
@@ -633,10 +608,10 @@ class InventoryTab(AuditTab):
         TabColumn("state", "", "badge"),
         TabColumn("created_at", "created (UTC)", "time"),
         TabColumn("size_gib", "GiB", "number"),
-        TabColumn("monthly_usd", "USD a month", "usd"),
+        TabColumn("monthly_usd", "USD/month", "usd"),
         TabColumn("referenced", "in use"),
-        TabColumn("public"),
-        TabColumn("image"),
+        TabColumn("public", wide=True),
+        TabColumn("image", wide=True),
     )
 
 
@@ -653,7 +628,7 @@ class FindingsTab(AuditTab):
         TabColumn("resource_id", "resource", "code"),
         TabColumn("region"),
         TabColumn("reason", "", "long"),
-        TabColumn("fix", "", "command"),
+        TabColumn("remediation", "fix", "command"),
     )
 
 

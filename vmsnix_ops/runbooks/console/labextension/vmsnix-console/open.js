@@ -77,6 +77,7 @@
     const failed = () => outputs().some((output) => output.output_type === "error");
     await until(() => shown() || failed());
     if (shown()) {
+      panel.node.querySelector(".jp-WindowedPanel-viewport")?.removeAttribute("role"); // not a list of cells
       waiting.remove();
       return;
     }
