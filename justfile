@@ -112,6 +112,7 @@ schemas:
 
 # Build the documentation; a warning is an error
 docs:
+    @command -v sphinx-build >/dev/null || { echo "Sphinx is not installed. Run: just setup" >&2; exit 1; }
     sphinx-build -W --keep-going -b html docs docs/_build/html
 
 # Check the flake: assertions and facts of every image, every module alone (needs Nix and the flake's inputs)
@@ -141,6 +142,6 @@ crash-sweep *OPTIONS:
 soak *OPTIONS:
     {{ python }} -m benchmarks.soak {{ OPTIONS }}
 
-# Take the pictures of the console and of an audit report for the docs (needs chromium)
-screenshots:
-    {{ python }} -m tests.browser.screenshots
+# Take the pictures of the docs, or some of them, such as `just pictures audit` (needs chromium)
+pictures *NAMES:
+    {{ python }} -m tests.browser.pictures {{ NAMES }}

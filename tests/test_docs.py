@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 import pytest
 
+from tests.browser.pictures import PICTURES
 from tests.docs.page import FENCE, NAMES, ROOT, blocks, text_of
 from vmsnix_ops.cli import cli
 from vmsnix_ops.settings import Settings
@@ -21,6 +22,9 @@ VARIABLE = re.compile(r"\bVMSNIX_([A-Z_]+)")
 FILE = re.compile(r"`((?:\.ci|\.github|benchmarks|docs|nix|notebooks|tests|vmsnix_ops)/[\w./-]*\w)`")
 OWN_RUNBOOKS = {"weekly-report", "count-amis"}  # which pages create
 OTHER_VARIABLES = {"CONFIG", "PROGRESS", "REQUIRE"}  # they are not settings
+PICTURE = re.compile(r"!\[[^\]]*\]\(([^)]+\.png)\)")
+MEASURED = {"docs/how-to/pictures/direct-upload.png"}
+"""Pictures of measurements, which `just bench-upload --plot` draws."""
 each_page = pytest.mark.parametrize("page", NAMES)
 
 
@@ -76,3 +80,16 @@ def test_recipes_variables_and_files_exist(page: str) -> None:
     assert set(RECIPE.findall(text)) <= recipes
     assert set(VARIABLE.findall(text)) <= variables
     assert [file for file in FILE.findall(text) if not (ROOT / file).exists()] == []
+
+
+def test_every_picture_of_the_pages_can_be_drawn_again() -> None:
+    shown = {(ROOT / page).parent / name for page in NAMES for name in PICTURE.findall(text_of(page))}
+    names = {path.resolve().relative_to(ROOT).as_posix() for path in shown}
+    assert names == PICTURES.keys() | MEASURED
+    assert all((ROOT / name).is_file() for name in names)
+    kept = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "docs").rglob("*.png")
+        if "_build" not in path.parts
+    }
+    assert kept == names

@@ -216,6 +216,21 @@ def test_just_lists_every_recipe_with_a_sentence() -> None:
     assert words >= wanted
 
 
+def test_just_docs_without_sphinx_reports_the_command_that_installs_it(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "justfile", tmp_path)
+    program = shutil.which("just", path=str(Path(sys.executable).parent)) or require("just")
+    done = subprocess.run(
+        [program, "docs"],
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert "Sphinx is not installed. Run: just setup\n" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("recipe", "command"),
     [

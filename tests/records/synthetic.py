@@ -15,6 +15,7 @@ from vmsnix_ops.records.schemas import schema
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 GIB = 2**30
 START = pd.Timestamp("2026-07-20", tz="UTC")
@@ -92,18 +93,12 @@ def _run(
         moment += pd.Timedelta(seconds, "s")
 
 
-def main(folder: str) -> None:
-    """Draw the plots of ``docs/how-to/read-timings.md``."""
-    from pathlib import Path
+PLOTS = ("usual", "trend", "compare")
 
+
+def draw(picture: Path) -> None:
+    """Draw a plot of ``docs/how-to/read-timings.md``: ``timings-NAME.png``."""
     from vmsnix_ops.records import timing_plots
 
-    for name in ("usual", "trend", "compare"):
-        figure = getattr(timing_plots, f"plot_{name}")(history())
-        figure.savefig(Path(folder) / f"timings-{name}.png", dpi=96, bbox_inches="tight", pad_inches=0.15)
-
-
-if __name__ == "__main__":
-    import sys
-
-    main(sys.argv[1])
+    figure = getattr(timing_plots, f"plot_{picture.stem.removeprefix('timings-')}")(history())
+    figure.savefig(picture, dpi=96, bbox_inches="tight", pad_inches=0.15)
