@@ -199,7 +199,7 @@ def test_a_fleet_is_refused_when_its_plan_was_changed_meanwhile(console: Opened,
 @pytest.mark.parametrize("theme", ["Light", "Dark"])
 def test_axe_finds_no_serious_fault(console: Opened, audited: None, theme: str) -> None:
     if not AXE.is_file():
-        unavailable("axe", f"{AXE} is missing; .ci/axe installs it")
+        unavailable("axe", f"{AXE} is missing; .ci/foreign axe installs it")
     page = console.page
     console.browser.set_theme(theme)
     page.evaluate(AXE.read_text())
