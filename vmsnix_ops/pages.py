@@ -117,7 +117,7 @@ class PageTable:
         """The content of the JSON block."""
         from markupsafe import Markup
 
-        columns = [column.data(self.frame[column.name]) for column in self.columns]
+        columns = [column.data(self.frame[column.name].tolist()) for column in self.columns]
         table = {
             "columns": columns,
             "count": len(self),
