@@ -1,4 +1,4 @@
-"""Render an executed notebook as one static page without scripts and without remote content.
+"""Render an executed notebook as one page that loads nothing, and runs only its own script.
 
 nbconvert renders the cells. Its own page template loads scripts from other hosts, so the page uses another
 template. Each HTML and Markdown output is cleaned separately, so that none can close the element around it.
@@ -18,9 +18,11 @@ from vmsnix_ops.records.result import is_dry_run, marked
 from vmsnix_ops.text import link_target
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from nh3 import Cleaner
+
+    from vmsnix_ops.pages import Lanes
 
 FACTS = (
     "ami_id",
@@ -95,8 +97,18 @@ _SOURCE = "<p>{{ note }}</p><pre>{{ source }}</pre>"
 NOT_SHOWN = "This output is shown as source: it has more than 1,000 tags that are not well nested."
 
 
-def render(notebook: Any, values: Mapping[str, Any]) -> str:
-    """Return the page of a run: an executed notebook without secrets, and the content of ``result.json``."""
+def render(notebook: Any, values: Mapping[str, Any], pictures: Sequence[Lanes] = ()) -> str:
+    """Return the page of a run.
+
+    Parameters
+    ----------
+    notebook
+        The executed notebook, without secrets.
+    values
+        Content of ``result.json``.
+    pictures
+        Pictures above the cells.
+    """
     shown = marked(values)
     facts = [(key.replace("_", " "), shown[key]) for key in FACTS if shown.get(key) not in (None, "")]
     if isinstance(values.get("seconds"), int | float):
@@ -113,6 +125,7 @@ def render(notebook: Any, values: Mapping[str, Any]) -> str:
         runbook=values["runbook"],
         status=values["status"],
         cells=_body(notebook),
+        pictures=pictures,
     )
 
 

@@ -18,7 +18,7 @@ from vmsnix_ops.records import run_tables
 from vmsnix_ops.records.result import KEYS, once_of, parse, runs_row
 from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.redaction import Redactor
-from vmsnix_ops.runbooks.evidence import archive, chain
+from vmsnix_ops.runbooks.evidence import archive, chain, pictures
 from vmsnix_ops.runbooks.execution.status import PARTIAL, Failure
 from vmsnix_ops.settings import user_name
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmsnix_ops.outcomes import RunStatus
+    from vmsnix_ops.pages import Lanes
     from vmsnix_ops.runbooks import catalog
     from vmsnix_ops.runbooks.execution._output import LiveOutput
     from vmsnix_ops.settings import Settings
@@ -159,10 +160,13 @@ def save(
         files.make_folder(folder.local)  # the notebook may have deleted it
     with _collecting(problems, "The notebook could not be saved"):
         write_notebook(folder, clean_notebook)
+    shown: list[Lanes] = []
+    with _collecting(problems, "The pictures of the report could not be drawn"):
+        shown = pictures.draw(folder.local, open_tables(run.settings))
     with _collecting(problems, "The report could not be created"):
         from vmsnix_ops.runbooks.evidence import report
 
-        folder.write(archive.REPORT, report.render(clean_notebook, values))
+        folder.write(archive.REPORT, report.render(clean_notebook, values, shown))
     if record:
         unsaved = run_tables.append_unsaved(folder.local, open_tables(run.settings))
         problems += [text for text in unsaved if text not in problems]
