@@ -12,12 +12,13 @@ let
   value = "$(touch /var/ran) `touch /var/ran` ../../etc \"quoted\" 'single' \\ *";
 
   machine =
-    userData: modules:
+    networking: userData: modules:
     import ./machine.nix {
       inherit lib;
       modules = modules ++ [
         (metadata userData)
         {
+          inherit networking;
           vmsnix.admin.keys = import ../../keys.nix;
           # The machine boots from the disk of the image, with its file systems and with firmware.
           virtualisation = {
@@ -42,11 +43,11 @@ in
   name = "vmsnix-attested";
 
   nodes = {
-    scripted = machine "#!/bin/sh\ntouch /var/ran\n" [
+    scripted = machine { hostName = "scripted"; } "#!/bin/sh\ntouch /var/ran\n" [
       vmsnix.modules.attested
       { vmsnix.attested.userData.token = [ "TOKEN" ]; }
     ];
-    valued = machine "TOKEN=${value}\n" [
+    valued = machine { hostName = "valued"; } "TOKEN=${value}\n" [
       vmsnix.modules.attested
       {
         vmsnix.attested.userData.token = [ "TOKEN" ];
@@ -56,7 +57,7 @@ in
         };
       }
     ];
-    host = machine "" [
+    host = machine { hostName = "host"; } "" [
       vmsnix.modules.attested
       vmsnix.modules.docker
     ];
