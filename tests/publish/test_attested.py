@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import boto3
 import pytest
 
 from tests.boot.attested_image import make_disk, write_output
-from vmsnix_ops import build_image, errors
+from tests.boot.attested_linux import workshop
+from vmsnix_ops import build_image, errors, prove
+from vmsnix_ops.aws.ebs_direct import reading
 from vmsnix_ops.boot import measurements
+from vmsnix_ops.channels import attestation
 from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.nix.image import read_image
+from vmsnix_ops.progress import silent
 from vmsnix_ops.records import history
 
 if TYPE_CHECKING:
@@ -110,3 +115,41 @@ def test_an_image_that_declares_nothing_is_published_without_measurements(
     disk = make_disk(sections={".sdmagic": b"another stub"})
     image = write_output(tmp_path / "attested", disk, attested={})
     assert plan(image=str(image), dry_run=True).build().measurements is None
+
+
+@pytest.fixture
+def debian(tmp_path: Path) -> Path:
+    """A real attested image: see `tests.boot.attested_linux`."""
+    with workshop() as made:
+        image = write_output(tmp_path / "debian", b"", attested={})
+        made.make(image / "attested.img", words="vmsnix.cluster=blue")
+    with open_image(image / "attested.img") as disk:
+        found = measurements.measure(disk)
+        size = disk.size
+    assert found is not None
+    path = image / "nix-support/image-info.json"
+    info = json.loads(path.read_text()) | {"logical_bytes": str(size)}
+    info["attested"] = {"root_hash": found.root_hash, "uki": None, "interactive": False, "cluster": "blue"}
+    path.write_text(json.dumps(info))
+    return image
+
+
+@pytest.mark.long(seconds=60)
+@pytest.mark.parametrize("via", ["direct", "import"])
+def test_a_real_attested_image_is_the_same_after_publish_and_download(
+    plan: Callable[..., PublishPlan], debian: Path, tmp_path: Path, via: str, aws: Sandbox
+) -> None:
+    expected = measured(debian)
+    result = plan(image=str(debian), via=via).apply()
+    assert result.measurements == expected
+    proof = prove.plan(amis=[result.ami_id], regions=[REGION], progress=silent()).apply()
+    assert proof.verdict == "proven"
+    assert proof.proofs[0].measurements == expected
+    copy = tmp_path / "copy.raw"
+    session = boto3.Session(region_name=REGION)
+    reading.download(session, region=REGION, snapshot_id=result.snapshot_id, path=copy)
+    with (debian / "attested.img").open("rb") as image, copy.open("rb") as downloaded:
+        while piece := image.read(2**20):
+            assert downloaded.read(len(piece)) == piece
+        assert not downloaded.read().strip(b"\0")  # the volume is a whole number of GiB
+    assert attestation.read(amis=[result.ami_id], region=REGION).measurements == (expected,)
