@@ -12,12 +12,15 @@ from tests.boot.attested_image import make_disk, write_output
 from tests.publish.proving import BLOCK, Account, identity
 from vmsnix_ops import errors, prove, publish
 from vmsnix_ops.boot import measurements
-from vmsnix_ops.channels import attestation
+from vmsnix_ops.channels import attestation, verify
 from vmsnix_ops.cli.attestation_policy import attestation_policy
 from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.progress import silent
+from vmsnix_ops.records.recorded_amis import expected_amis
+from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.sandbox import Sandbox, sandbox
+from vmsnix_ops.settings import load
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -176,3 +179,19 @@ def test_a_snapshot_with_a_changed_store_is_not_proven(published: dict[str, tupl
     result = prove.plan(amis=[ami], identity=identity(blocks), progress=silent()).apply()
     assert result.verdict == "differs"
     assert "does not match its root hash" in result.proofs[0].why
+
+
+def test_a_verification_measures_the_snapshots_again(
+    published: dict[str, tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert verify.check(measure=True).drift.empty
+    record = next(row for row in expected_amis(open_tables(load())) if row["ami_id"] == published["first"][0])
+    changed = {**record, "pcr4_sha384": "f" * 96, "root_hash": "e" * 64}
+    monkeypatch.setattr(verify, "expected_amis", lambda *_tables, **_filters: [changed])
+    assert verify.check().drift.empty
+    drift = verify.check(measure=True).drift.to_dict("records")
+    found = {row["field"]: (row["recorded"], row["found"]) for row in drift}
+    assert found == {
+        "root_hash": ("e" * 64, record["root_hash"]),
+        "pcr4_sha384": ("f" * 96, published["first"][1]),
+    }

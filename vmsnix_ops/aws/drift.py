@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from vmsnix_ops.aws.images import Ami
     from vmsnix_ops.aws.snapshots import Snapshot
 
+MEASURED = ("root_hash", "uki_sha384", "pcr4_sha384", "pcr12_sha384")
+"""Fields that are computed from the bytes of an attested AMI's snapshot."""
+
 MEANINGS = {
     "ami": "it was deregistered: launches that reference it fail",
     "state": "only an available AMI can be launched",
@@ -39,6 +42,7 @@ MEANINGS = {
     "encrypted": "its encryption is not the recorded one",
     "kms_key": "it is encrypted with another key",
     "channel": "fleets launch another AMI than the promoted one",
+    **dict.fromkeys(MEASURED, "the snapshot has other bytes than were published; key policies refuse it"),
     "access": "unknown: this could not be read",
 }
 """What a difference means, for each field; the field of a tag is ``tag`` and its key."""
@@ -57,7 +61,7 @@ PROMOTED_FIELDS = (
 )
 """Fields that a promotion sets and records. Other fields are recorded by the publish and by a sync."""
 
-UNFIXABLE_FIELDS = ("ami", "snapshot", "snapshot_state")
+UNFIXABLE_FIELDS = ("ami", "snapshot", "snapshot_state", *MEASURED)
 """Fields that neither a promotion nor a tag can correct."""
 
 PUBLIC_DAYS = timedelta(days=2 * 365)  # AWS deprecates a public AMI two years after its creation

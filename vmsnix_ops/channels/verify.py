@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import display, errors
@@ -20,10 +21,12 @@ from vmsnix_ops.arguments import check_arguments, check_parameters
 from vmsnix_ops.aws import drift as fields
 from vmsnix_ops.aws import images, snapshots
 from vmsnix_ops.aws.drift import Difference
+from vmsnix_ops.aws.ebs_direct import reading
 from vmsnix_ops.aws.identity import read_account
 from vmsnix_ops.aws.regions import ALL, check_regions
 from vmsnix_ops.aws.session import client
 from vmsnix_ops.aws.session import session as default_session
+from vmsnix_ops.boot import measurements
 from vmsnix_ops.progress import counted
 from vmsnix_ops.records.recorded_amis import expected_amis
 from vmsnix_ops.records.result import Result, saving
@@ -132,6 +135,7 @@ def check(
     *,
     regions: Iterable[str] = (),
     image: str = "",
+    measure: bool = False,
     fail_on_drift: bool = True,
     tables: Tables | None = None,
     session: boto3.Session | None = None,
@@ -146,6 +150,9 @@ def check(
         Regions to compare; by default, and with ``["all"]``, every region with a recorded AMI.
     image
         Compare only AMIs of this image.
+    measure
+        Also read the snapshots of attested AMIs, compute root hash, UKI hash and PCRs again, and compare them
+        with the record. Needs the permissions of ``vmsnix iam-policy verifier --blocks``.
     fail_on_drift
         Whether a difference fails the verification.
     tables, session
@@ -181,6 +188,9 @@ def check(
     with ThreadPoolExecutor(REGIONS_AT_ONCE, thread_name_prefix="verify") as pool:
         found = pool.map(lambda name: list(_compare_region(*clients[name], amis[name])), chosen)
         rows = [_drift_row(row, one) for differences in found for row, one in differences]
+    for row in expected if measure else ():
+        differences = _attempt(partial(_compare_measurements, session, row))
+        rows += [_drift_row(row, one) for one in differences]
     drift = pd.DataFrame(rows, columns=list(COLUMNS)).astype(str)
     counts = []
     for name in chosen:
@@ -254,7 +264,7 @@ def _fix(drift: pd.DataFrame) -> str:
             f"{first['ami_id']} --region {first['region']}, with --protect or --unprotect to match the AMI."
         )
     if broken.any():
-        fixes.append("Deregister an AMI that cannot be launched, and publish it again.")
+        fixes.append("Deregister an AMI that cannot be launched or has other bytes, and publish it again.")
     if not promised.all():
         regions = " ".join(f"--region {name}" for name in sorted(set(drift[~promised]["region"])))
         fixes.append(
@@ -295,6 +305,24 @@ def compare_ami(
         *_attempt(lambda: fields.compare_registration(row, ami, found)),
         *_attempt(lambda: fields.compare_promotion(ec2, row, ami, found)),
     ]
+
+
+def _compare_measurements(session: boto3.Session, row: Mapping[str, Any]) -> Iterator[Difference]:
+    """Compare the recorded measurements of an attested AMI with those of its snapshot's bytes."""
+    if not row.get("pcr4_sha384") or not row.get("snapshot_id"):
+        return
+    with reading.open_snapshot(session, region=row["region"], snapshot_id=row["snapshot_id"]) as disk:
+        try:
+            found = measurements.measure(disk)
+            if found is not None:
+                measurements.check_store(disk, found.root_hash)
+        except errors.ImageFormatError as error:
+            yield Difference("root_hash", str(row.get("root_hash", "")), f"{error.what} {error.why}")
+            return
+    for name in fields.MEASURED:
+        recorded, value = str(row.get(name, "")), getattr(found, name, "")
+        if recorded != value:
+            yield Difference(name, recorded, value)
 
 
 def _attempt(compare: Callable[[], Iterable[Difference]]) -> list[Difference]:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from vmsnix_ops import display, errors, files
 from vmsnix_ops.arguments import check_arguments, check_parameters, check_range
-from vmsnix_ops.aws import images, snapshots
+from vmsnix_ops.aws import drift, images, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.ebs_direct import manifests, reading
 from vmsnix_ops.aws.ebs_direct.engine import CEILING
@@ -141,8 +141,6 @@ COLUMNS = {
 }
 """Columns of `ProofResult.frame`, which has one row for each AMI."""
 
-MEASURED = ("root_hash", "uki_sha384", "pcr4_sha384", "pcr12_sha384")
-
 
 @dataclass(frozen=True, slots=True)
 class Expected:
@@ -201,7 +199,7 @@ class Proof:
             "first_differing": list(self.first_differing),
             "notes": list(self.notes),
         }
-        for name in MEASURED:
+        for name in drift.MEASURED:
             others[name] = getattr(self.measurements, name, "")
         return {name: others[name] if name in others else getattr(self, name) for name in COLUMNS}
 
