@@ -13,7 +13,7 @@ another process.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.sandbox.access import DEFAULT_REGION, Access, SandboxProcess, sandbox_process
@@ -24,10 +24,6 @@ from vmsnix_ops.sandbox.demo import Rows, fill
 from vmsnix_ops.sandbox.faults import Fault, Faults
 from vmsnix_ops.sandbox.server import Server
 from vmsnix_ops.sandbox.state import SandboxState
-
-if TYPE_CHECKING:
-    from types import TracebackType
-
 
 __all__ = [
     "Access",
@@ -185,9 +181,7 @@ class Sandbox(Access):
     def __enter__(self) -> Sandbox:
         return self.start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_exception: object) -> None:
         self.stop()
 
 

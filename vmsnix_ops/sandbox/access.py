@@ -17,7 +17,6 @@ from vmsnix_ops.sandbox.sts import STS_AUDIENCE, make_token
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-    from types import TracebackType
 
     import boto3
 
@@ -256,9 +255,7 @@ class SandboxProcess(Access):
     def __enter__(self) -> SandboxProcess:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_exception: object) -> None:
         self.stop()
 
 
