@@ -13,7 +13,6 @@ from vmsnix_ops.errors import ImageFormatError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
-    from types import TracebackType
 
     from vmsnix_ops.disk.source import ByteSource, Stamp
 
@@ -233,9 +232,7 @@ class DiskImage:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_exception: object) -> None:
         self.close()
 
     def __reduce__(self) -> tuple[Callable[[Path], DiskImage], tuple[Path]]:
