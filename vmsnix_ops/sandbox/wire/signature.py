@@ -64,16 +64,16 @@ class MalformedAuthorizationError(Exception):
 
 @dataclass(frozen=True)
 class Authorization:
-    """The credential and the signature of a request."""
+    """The credential and the signature of a request. Only Version 4 has a credential scope."""
 
     access_key: str
-    date: str
-    region: str
-    service: str  # the signing name, such as "servicequotas"
-    signed_headers: tuple[str, ...]
     signature: str
     timestamp: datetime  # of a URL with Version 2: when it expires
     token: str | None
+    date: str = ""
+    region: str = VERSION_2_REGION
+    service: str = "s3"  # the signing name, such as "servicequotas"
+    signed_headers: tuple[str, ...] = ()
     presigned: bool = False
     expires: timedelta | None = None  # of a presigned URL
     version: int = 4
@@ -200,12 +200,8 @@ def _from_version_2_query(query: Mapping[str, str]) -> Authorization:
         raise MalformedAuthorizationError(
             f"Invalid date (should be seconds since epoch): {expires}", "AccessDenied", status=403
         )
-    return _version_2(
-        query["AWSAccessKeyId"],
-        query["Signature"],
-        query.get("x-amz-security-token"),
-        expires=datetime.fromtimestamp(int(expires), UTC),
-    )
+    end, token = datetime.fromtimestamp(int(expires), UTC), query.get("x-amz-security-token")
+    return Authorization(query["AWSAccessKeyId"], query["Signature"], end, token, presigned=True, version=2)
 
 
 def _from_version_2_header(credential: str, headers: Mapping[str, str]) -> Authorization:
@@ -219,27 +215,8 @@ def _from_version_2_header(credential: str, headers: Mapping[str, str]) -> Autho
         raise MalformedAuthorizationError(
             "AWS authentication requires a valid Date or x-amz-date header", "AccessDenied", status=403
         ) from None
-    signed = _version_2(access_key, signature, headers.get("x-amz-security-token"), expires=date)
     utc = date.replace(tzinfo=UTC) if date.tzinfo is None else date.astimezone(UTC)
-    return replace(signed, timestamp=utc, presigned=False)
-
-
-def _version_2(
-    access_key: str, signature: str, token: str | None, *, expires: datetime, policy: str | None = None
-) -> Authorization:
-    return Authorization(
-        access_key=access_key,
-        date="",
-        region=VERSION_2_REGION,
-        service="s3",
-        signed_headers=(),
-        signature=signature,
-        timestamp=expires,
-        token=token,
-        presigned=True,
-        version=2,
-        policy=policy,
-    )
+    return Authorization(access_key, signature, utc, headers.get("x-amz-security-token"), version=2)
 
 
 def authorization_of_form(fields: Mapping[str, str]) -> Authorization | None:
@@ -266,10 +243,9 @@ def authorization_of_form(fields: Mapping[str, str]) -> Authorization | None:
                 )
         token, policy = fields.get("x-amz-security-token"), fields["policy"]
         if names is version_2:
-            never = datetime.max.replace(tzinfo=UTC)
-            return _version_2(
-                fields["awsaccesskeyid"], fields["signature"], token, expires=never, policy=policy
-            )
+            key, signature = fields["awsaccesskeyid"], fields["signature"]
+            end = datetime.max.replace(tzinfo=UTC)
+            return Authorization(key, signature, end, token, presigned=True, version=2, policy=policy)
         return _build(
             fields["x-amz-credential"],
             "",
@@ -299,14 +275,8 @@ def _build(
         raise MalformedAuthorizationError("the credential is not KEY/DATE/REGION/SERVICE/aws4_request")
     access_key, date, region, service, _ = credential.rsplit("/", 4)
     return Authorization(
-        access_key=access_key,
-        date=date,
-        region=region,
-        service=service,
-        signed_headers=tuple(signed_headers.split(";")),
-        signature=signature,
-        timestamp=timestamp,
-        token=token,
+        *(access_key, signature, timestamp, token, date, region, service),
+        tuple(signed_headers.split(";")),
         presigned=expires is not None or policy is not None,
         expires=expires,
         policy=policy,
