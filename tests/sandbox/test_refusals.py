@@ -78,6 +78,12 @@ def test_a_missing_parameter(aws: SandboxClients) -> None:
 
 BROKEN_CONSTRAINTS = [
     (
+        "ebs",
+        "StartSnapshot",
+        {"VolumeSize": 1, "Timeout": 9},
+        "'9' at 'timeout' .* greater than or equal to 10",
+    ),
+    (
         "iam",
         "GetRole",
         {"RoleName": "two words"},

@@ -87,7 +87,7 @@ def _lower(name: str) -> str:
 
 # Constraints of botocore's models: lengths, ranges, patterns and enumerations
 
-CHECKED_SERVICES = frozenset(words("iam kms rbin service-quotas ssm sts"))
+CHECKED_SERVICES = frozenset(words("ebs iam kms rbin service-quotas ssm sts"))
 """The services whose requests are checked here. The others have their own errors for invalid values."""
 
 OWN_ERRORS = frozenset({"pathType"})
@@ -108,7 +108,9 @@ def check_constraints(target: RequestTarget, params: dict[str, Any]) -> None:
     ]
     if broken:
         count = f"{len(broken)} validation error{'s' if len(broken) > 1 else ''} detected"
-        more: dict[str, Any] = {"Reason": "INVALID_PARAMETER_VALUE"} if service.name == "rbin" else {}
+        more: dict[str, Any] = (
+            {"Reason": "INVALID_PARAMETER_VALUE"} if service.protocol == "rest-json" else {}
+        )
         text = f"{count}: {'; '.join(broken)}"
         raise ApiError(_validation_code(service.protocol), text, **more)
 
