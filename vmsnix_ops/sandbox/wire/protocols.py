@@ -124,10 +124,11 @@ def _broken_constraints(shape: Shape, value: Any, path: str) -> Iterator[tuple[s
     text = f"[{', '.join(map(str, value))}]" if isinstance(value, list) else value
     shown = f"at '{path}'" if hidden else f"'{text}' at '{path}'"
     least, most = rules.get("min"), rules.get("max")
+    size: float
     if isinstance(value, int | float):
-        size, what = float(value), "value"
+        size, what = value, "value"
     elif isinstance(value, str | bytes | list | dict):
-        size, what = float(len(value)), "length"
+        size, what = len(value), "length"
     else:
         return
     if rules.get("enum") and value not in rules["enum"]:
