@@ -66,7 +66,6 @@ NOT_RUN = {
     ("docs/quickstart.md", "vmsnix lab"): LAB,
     ("docs/weekly-report.md", "vmsnix sandbox"): STARTS,
     ("docs/how-to/console.md", "vmsnix console"): LAB,
-    ("docs/how-to/console.md", "vmsnix lab"): LAB,
     ("docs/how-to/schedule.md", "sudo systemctl"): UNITS,
     ("docs/how-to/schedule.md", "journalctl"): UNITS,
     ("docs/how-to/fleet.md", "dask"): "needs other machines; tests/runbooks/fleet uses a cluster with TLS",
