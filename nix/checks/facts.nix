@@ -201,7 +201,7 @@ let
       && !variant.boot.loader.grub.enable
       && !variant.boot.loader.systemd-boot.enable;
     "the image boots by UEFI and needs a TPM 2.0" =
-      register.BootMode == "uefi" && register.TpmSupport == "v2.0" && config.boot.initrd.systemd.tpm2.enable;
+      register.BootMode == "uefi" && register.TpmSupport or "" == "v2.0" && config.boot.initrd.systemd.tpm2.enable;
     "the root file system is a tmpfs" = (mount "/").fsType == "tmpfs" && notExecutable (mount "/").options;
     "/var and /home are on a partition that the first boot makes" =
       variant.boot.initrd.systemd.repart.enable
