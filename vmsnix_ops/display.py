@@ -93,13 +93,12 @@ class Displayed:
         """Return sentences, shown below the table."""
         return ()
 
-    @property
     def frame(self) -> pd.DataFrame:
-        """The table as a frame; without a table, a row for each fact."""
+        """Return the table as a frame; without a table, a row for each fact."""
         import pandas as pd
 
         if (table := self.table()) is not None:
-            return table.frame
+            return table.frame()
         return pd.DataFrame([(name, value) for name, value in self.facts()], columns=["name", "value"])
 
     def __str__(self) -> str:
@@ -144,9 +143,8 @@ class DisplayTable(Displayed):
     values: pd.DataFrame | None = field(default=None, compare=False, repr=False)
     brief: str = ""  # shown as text (terminal, log) instead of the rows; a notebook shows the rows
 
-    @property
     def frame(self) -> pd.DataFrame:
-        """The table as a frame: with the values, or if there are only texts, with these."""
+        """Return the table as a frame: with the values, or if there are only texts, with these."""
         import pandas as pd
 
         if self.values is not None:

@@ -27,7 +27,7 @@ def test_an_inventory_is_a_table_with_frames_of_amis_and_snapshots(own: Owner) -
     assert orphan in set(found.snapshots.loc[~found.snapshots["referenced"], "snapshot_id"])
     assert str(found).splitlines()[0] == "Inventory"
     assert "<table" in found._repr_html_()
-    assert found.table().frame.equals(found.summary())
+    assert found.table().frame().equals(found.summary())
     assert found.summary()["count"].sum() == len(found.frame)
 
 

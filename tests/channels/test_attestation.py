@@ -141,7 +141,7 @@ def test_a_proof_measures_the_snapshot_again(published: dict[str, tuple[str, str
     ami, pcr4 = published["first"]
     result = prove.plan(amis=[ami], progress=silent()).apply()
     assert result.verdict == "proven"
-    (row,) = result.frame.to_dict("records")
+    (row,) = result.frame().to_dict("records")
     with open_image("first/attested.img") as disk:
         predicted = measurements.measure(disk)
     assert predicted is not None

@@ -118,7 +118,7 @@ def test_the_plan_and_the_outcome_are_tables_in_a_notebook(aws: Sandbox, ami: st
     assert "✓ changed" in done._repr_html_()
     frame = done.regions()
     assert list(frame.columns) == ["region", "ami_id", "copy", "set channel", "why"]
-    assert len(done.frame) == 3
+    assert len(done.frame()) == 3
 
 
 # The plan and its AMI

@@ -115,7 +115,7 @@ def test_a_dry_run_has_the_status_of_the_promotion(aws: Sandbox, ami: str) -> No
     assert "would be partial: 1 of 2 regions would succeed" in error.what
     assert "af-south-1, copy: The region af-south-1 is not enabled" in error.why
     assert plan(best_effort=["af-south-1"], **request).apply().error is None
-    assert "not enabled" in str(partial.frame.query("region == 'af-south-1'")["why"].iloc[0])
+    assert "not enabled" in str(partial.frame().query("region == 'af-south-1'")["why"].iloc[0])
 
 
 def test_a_denied_region_names_the_action_and_the_others_continue(aws: Sandbox, ami: str) -> None:

@@ -122,7 +122,7 @@ def test_a_long_table_is_short_as_text_and_complete_in_a_notebook() -> None:
     table = shortened(make_table(["name"], [[f"row-{number}"] for number in range(30)]), 10, "all.csv")
     assert str(table).splitlines()[-2:] == ["row-9", "20 more rows in all.csv."]
     assert "row-29" in table._repr_html_()
-    assert len(table.frame) == 30
+    assert len(table.frame()) == 30
     short = make_table(["name"], [["a"]])
     assert shortened(short, 1, "all.csv") is short
 

@@ -47,7 +47,7 @@ def test_takes_the_name_of_an_image(nix: Path) -> None:
 
 def test_facts_of_the_flake_are_joined_by_output_path(nix: Path) -> None:
     result = build_image.plan("ecs-node").apply(progress=silent())
-    rows = result.frame.set_index("name")
+    rows = result.frame().set_index("name")
     assert list(rows.loc["openssl", ["pname", "package_version", "licenses", "known_vulnerabilities"]]) == [
         *("openssl", "3.0.14"),
         *(["Apache-2.0"], ["CVE-2024-0001"]),

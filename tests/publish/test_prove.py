@@ -698,7 +698,7 @@ def test_the_result_is_saved_as_json_and_csv(account: Account) -> None:
     assert (values["status"], values["verdict"], values["ami_id"]) == ("done", "proven", ami)
     assert (values["digest"], values["gets"]) == (identity(disk()), 12)
     assert Path(values["csv"]).read_text().count("\n") == 2
-    assert list(result.frame["verdict"]) == ["proven"]
+    assert list(result.frame()["verdict"]) == ["proven"]
 
 
 # Parameters

@@ -43,7 +43,6 @@ FRAME = pd.DataFrame(
 class Counted(Result):
     """A result."""
 
-    @property
     def frame(self) -> pd.DataFrame:
         return FRAME[["amis"]]
 

@@ -95,7 +95,7 @@ class Inventory(display.Displayed):
     """
 
     # Columns as in `vmsnix_ops.records.schemas.INVENTORY`; AMIs first, oldest first.
-    frame: pd.DataFrame = field(repr=False)
+    frame: pd.DataFrame = field(repr=False)  # type: ignore[assignment]  # a scan is this table
     run: RunContext = field(repr=False)
     scanned_at: datetime  # start of the scan, UTC
     # The accounts and regions that were read, each with the number of its AMIs.

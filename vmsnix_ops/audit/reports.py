@@ -234,9 +234,8 @@ class AuditResult(Result):
         """Return the failures to read or write the tables."""
         return tuple(self.problems)
 
-    @property
     def frame(self) -> pd.DataFrame:
-        """The findings; ``acknowledged_until`` is empty for those that count."""
+        """Return the findings; ``acknowledged_until`` is empty for those that count."""
         return self.findings
 
     def summary(self) -> pd.DataFrame:
@@ -361,7 +360,7 @@ _FOLDED = "<details><summary>{{ text }}</summary>{{ table }}</details>"
 class ShownFindings(display.Displayed):
     """Findings for people: a table in a notebook, lines in a log."""
 
-    frame: pd.DataFrame = field(repr=False)  # the findings to show
+    frame: pd.DataFrame = field(repr=False)  # type: ignore[assignment]  # the findings to show
     total: int  # number of all findings
     severities: tuple[str, ...] = ()  # empty for all
     acknowledged: pd.DataFrame | None = field(default=None, repr=False)  # those that are shown folded

@@ -78,9 +78,8 @@ class VerificationResult(Result):
     regions: pd.DataFrame  # a row for each: `region`, `amis`, `drifted`, `fields`, `unread`
     fail_on_drift: bool = True  # whether a difference fails the run
 
-    @property
     def frame(self) -> pd.DataFrame:
-        """The drift; columns as in `COLUMNS`."""
+        """Return the drift; columns as in `COLUMNS`."""
         return self.drift
 
     @property

@@ -142,4 +142,4 @@ def fleet(
 
 def _rows(ready: FleetPlan) -> list[dict[str, Any]]:
     """Return the targets of a plan as plain values."""
-    return [{str(name): value for name, value in row.items()} for row in ready.frame.to_dict("records")]
+    return [{str(name): value for name, value in row.items()} for row in ready.frame().to_dict("records")]

@@ -160,9 +160,8 @@ class BootResult(Result):
         """Return names and values worth showing."""
         return self.step.facts()
 
-    @property
     def frame(self) -> pd.DataFrame:
-        """One row: ``image``, ``version``, ``system``, ``line``, ``boot_seconds``, ``accelerator``."""
+        """Return one row: ``image``, ``version``, ``system``, ``line``, ``boot_seconds``, ``accelerator``."""
         import pandas as pd
 
         return pd.DataFrame([self.as_dict()]).drop(columns="status")

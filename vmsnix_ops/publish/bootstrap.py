@@ -52,9 +52,8 @@ class _Parts(Displayed):
         """The parts that are missing or wrong."""
         return tuple(part for part in self.parts if part.action != "keep")
 
-    @property
     def frame(self) -> pd.DataFrame:
-        """The parts as a table: ``part``, ``action``, ``what``."""
+        """Return the parts as a table: ``part``, ``action``, ``what``."""
         import pandas as pd
 
         rows = [(part.name, part.action, part.what) for part in self.parts]

@@ -95,9 +95,8 @@ class BuildResult(Result):
             "difference": asdict(self.difference) if self.difference else None,
         }
 
-    @property
     def frame(self) -> pd.DataFrame:
-        """The packages of the image, the largest first: see `vmsnix_ops.nix.closure.closure`.
+        """Return the packages of the image, the largest first: see `vmsnix_ops.nix.closure.closure`.
 
         The columns `vmsnix_ops.nix.closure.FACTS` have what the flake evaluates, such as licences.
 
@@ -129,7 +128,7 @@ class BuildResult(Result):
             return display.make_table(("path",), [], nothing=str(error))
         if not known:
             return display.make_table(("path",), [], nothing="The flake has no facts about its packages.")
-        packages = self.frame
+        packages = self.frame()
         without = packages["store_path"][packages["pname"].isna()].sort_values()
         return display.make_table(
             ("path without facts",), [[path] for path in without], title=describe_facts(packages), nothing=""

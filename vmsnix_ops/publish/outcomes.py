@@ -127,9 +127,8 @@ class Outcomes(Result):
         fix = " ".join(error.fix for error in self.conflicts) or self.fix
         return kind(f"{self.job} is partial: {good} succeeded.", why=why, fix=fix)
 
-    @property
     def frame(self) -> pd.DataFrame:
-        """One row for each region and step, with the columns `COLUMNS`."""
+        """Return one row for each region and step, with the columns `COLUMNS`."""
         import pandas as pd
 
         frame = pd.DataFrame([self.plain(row) for row in self.rows], columns=list(COLUMNS))

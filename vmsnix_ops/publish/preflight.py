@@ -335,9 +335,8 @@ class PreflightResult(Result):
             return error
         return None
 
-    @property
     def frame(self) -> pd.DataFrame:
-        """The checks as a table: ``check``, ``outcome``, ``found``, ``fix``."""
+        """Return the checks as a table: ``check``, ``outcome``, ``found``, ``fix``."""
         return checks_frame(self.checks)
 
     def as_dict(self) -> dict[str, Any]:

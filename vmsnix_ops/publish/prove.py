@@ -348,9 +348,8 @@ class ProofResult(Result):
         lines += [f"{one.ami_id}: {_chance(one)}" for one in self.proofs if one.undetected]
         return [*lines, *self.problems]
 
-    @property
     def frame(self) -> pd.DataFrame:
-        """One row for each AMI, with the columns `COLUMNS`."""
+        """Return one row for each AMI, with the columns `COLUMNS`."""
         import pandas as pd
 
         rows = [proof.as_dict(self.plan.extent) for proof in self.proofs]
@@ -413,7 +412,7 @@ class ProofResult(Result):
 
     def _write_files(self, folder: Path) -> None:
         with saving(folder / "proofs.csv"):
-            write_csv(self.frame, folder / "proofs.csv")
+            write_csv(self.frame(), folder / "proofs.csv")
 
 
 @check_arguments

@@ -271,9 +271,8 @@ class SmokeTestResult(Result):
         """Whether the test passed."""
         return self.error is None
 
-    @property
     def frame(self) -> pd.DataFrame:
-        """The steps: ``step``, ``status``, ``seconds``."""
+        """Return the steps: ``step``, ``status``, ``seconds``."""
         import pandas as pd
 
         rows = [(one.step, one.status, round(one.seconds, 2)) for one in self.steps]

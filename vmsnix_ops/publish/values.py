@@ -187,9 +187,8 @@ class PublishResult(Result):
         rows = [(one.step, one.status, seconds(one.seconds), size(one.bytes or None)) for one in self.steps]
         return make_table(("step", "status", "took", "bytes"), rows, right=("took", "bytes"))
 
-    @property
     def frame(self) -> pd.DataFrame:
-        """The steps: ``step``, ``status``, ``seconds``, ``bytes``."""
+        """Return the steps: ``step``, ``status``, ``seconds``, ``bytes``."""
         import pandas as pd
 
         return pd.DataFrame([asdict(one) for one in self.steps])

@@ -523,9 +523,8 @@ class Timings(Result):
         """Return `text`."""
         return (self.text,)
 
-    @property
     def frame(self) -> pd.DataFrame:
-        """The steps."""
+        """Return the steps."""
         return self.steps
 
     def as_dict(self) -> dict[str, Any]:

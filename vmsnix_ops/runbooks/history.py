@@ -274,7 +274,7 @@ def _as_frame(table: Any) -> pd.DataFrame:
     import pandas as pd
 
     if isinstance(table, display.Displayed):
-        table = table.frame
+        table = table.frame() if callable(table.frame) else table.frame  # of a scan it is a field
     if isinstance(table, pd.Series):
         table = table.to_frame(name=table.name if table.name is not None else "value")
     elif not isinstance(table, pd.DataFrame):

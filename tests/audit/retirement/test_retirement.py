@@ -353,7 +353,7 @@ def test_a_region_that_cannot_be_read_does_not_stop_the_others(fleet: Fleet) -> 
     here, there = fleet.ami(), fleet.ami(region=OTHER)
     fleet.fail("autoscaling:DescribeAutoScalingGroups", "AccessDenied", where={"region": OTHER})
     result = fleet.apply(regions=[REGION, OTHER])
-    table = result.frame.set_index("region")
+    table = result.frame().set_index("region")
     assert table.loc[REGION, "changed"] == 1
     assert table.loc[OTHER, "planned"] == 0
     assert "AccessDenied" in table.loc[OTHER, "why"]

@@ -187,7 +187,7 @@ def test_a_fleet_runs_all_possible_targets_and_the_next_start_runs_the_others(
     before = len(workspace.trace())
     planned = workspace.plan(text)
     assert "1 target done already: skipped. --fresh runs all targets again." in str(planned)
-    assert list(planned.frame["state"]) == ["done", "failed", "skipped"]
+    assert list(planned.frame()["state"]) == ["done", "failed", "skipped"]
     whole = planned.apply(progress=Progress(LogLines(screen)))
     assert set(states(whole).values()) == {"done"}
     assert workspace.trace()[before:] == ["begin f", "end f", "begin z", "end z"]

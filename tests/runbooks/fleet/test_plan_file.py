@@ -247,7 +247,7 @@ def test_a_plan_shows_its_targets(plans: Plans) -> None:
     planned = fleet.plan(plans.path)
     assert "greet (own) image=<b>; needs kvm=1; 1 retry" in str(planned)
     assert "&lt;b&gt;" in planned._repr_html_()
-    assert list(planned.frame["needs"]) == ["kvm=1"]
+    assert list(planned.frame()["needs"]) == ["kvm=1"]
 
 
 # Errors

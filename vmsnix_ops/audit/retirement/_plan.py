@@ -165,9 +165,8 @@ class RetirementPlan(FingerprintedPlan):
             f"give the number of resources ({count}) or the account ID ({self.account}).",
         )
 
-    @property
     def frame(self) -> pd.DataFrame:
-        """The plan as a table, one row per AMI or snapshot; what is planned comes first."""
+        """Return the plan as a table, one row per AMI or snapshot; what is planned comes first."""
         import pandas as pd
 
         rows = [
@@ -406,16 +405,15 @@ class RetirementResult(Result):
 
     def _write_files(self, folder: Path) -> None:
         with saving(folder / "plan.csv"):
-            write_csv(self.plan.frame, folder / "plan.csv")
+            write_csv(self.plan.frame(), folder / "plan.csv")
 
     @property
     def title(self) -> str:
         """The title of the plan."""
         return self.plan.title + (" (dry run)" if self.plan.dry_run else "")
 
-    @property
     def frame(self) -> pd.DataFrame:
-        """One row per region: numbers planned, kept and by outcome, and what is not as planned."""
+        """Return one row per region: numbers planned, kept and by outcome, and what is not as planned."""
         import pandas as pd
 
         rows = []
@@ -437,7 +435,7 @@ class RetirementResult(Result):
 
     def table(self) -> display.DisplayTable:
         """Return the outcome by region, for people; of a dry run only what is planned."""
-        frame = self.frame
+        frame = self.frame()
         if self.plan.dry_run:
             frame = frame.drop(columns=list(OUTCOMES))
         rows = [

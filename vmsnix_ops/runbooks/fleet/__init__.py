@@ -80,9 +80,8 @@ class FleetPlan(FingerprintedPlan):
     states: Mapping[str, str]
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
 
-    @property
     def frame(self) -> pd.DataFrame:
-        """One row per target: ``target``, ``state``, ``runbook``, and `FleetTarget.described`."""
+        """Return one row per target: ``target``, ``state``, ``runbook``, and `FleetTarget.described`."""
         import pandas as pd
 
         return pd.DataFrame(

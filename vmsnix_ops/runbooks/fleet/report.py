@@ -82,9 +82,8 @@ class FleetResult(Result):
         """0 done, 1 failed or cancelled, 3 partial, or done but not fully archived."""
         return self.values.get("exit_code") or {"done": 0, "partial": PARTIAL}.get(self.status, 1)
 
-    @property
     def frame(self) -> pd.DataFrame:
-        """One row per target: ``target``, ``state``, ``tries``, ``seconds``, ``ami_id``, ``error``."""
+        """Return one row per target: ``target``, ``state``, ``tries``, ``seconds``, ``ami_id``, ``error``."""
         import pandas as pd
 
         columns = ["target", "state", "tries", "seconds", "ami_id", "error"]
