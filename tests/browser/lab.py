@@ -231,23 +231,26 @@ class Opened:
 
     def shoot_wide(self, name: str) -> None:
         """Save pictures in both themes for a wide and a narrow screen."""
-        for width in (1440, 1024):
-            self.page.set_viewport_size({"width": width, "height": 1000})
-            self.shoot(f"{name}-{width}")
-        self.page.set_viewport_size({"width": 1280, "height": 800})
+        before = self.page.viewport_size
+        self.shoot(name, widths=(1440, 1024))
+        self.page.set_viewport_size(before)
 
     def log(self) -> dict[str, Any]:
         """Return the last line of the live log, how much of it is hidden, and whether it has the focus."""
         found: dict[str, Any] = self.page.evaluate(LOG)
         return found
 
-    def shoot(self, name: str) -> None:
-        """Save a picture of the console in both themes."""
+    def shoot(self, name: str, *, widths: tuple[int, ...] = ()) -> None:
+        """Save a picture of the console in both themes, for each width if some are given."""
         for theme in ("Dark", "Light"):
             self.browser.set_theme(theme)
-            self.page.evaluate("() => document.querySelector('.vmsnix-console').scrollIntoView()")
-            assert self.page.evaluate(FITS)
-            self.page.screenshot(path=SHOTS / f"console-{name}-{theme.lower()}.png")
+            for width in widths or (0,):
+                if width:
+                    self.page.set_viewport_size({"width": width, "height": 1000})
+                self.page.evaluate("() => document.querySelector('.vmsnix-console').scrollIntoView()")
+                assert self.page.evaluate(FITS)
+                words = [name, *([str(width)] if width else []), theme.lower()]
+                self.page.screenshot(path=SHOTS / f"console-{'-'.join(words)}.png")
 
 
 def open_console(lab: Lab, browser: Browser) -> Opened:
