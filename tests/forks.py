@@ -366,6 +366,8 @@ def run(request: Mapping[str, Any]) -> None:
         exec(compile(words[2], "<string>", "exec"), module.__dict__)
     else:
         sys.argv = ["-m", *words[3:]]
+        if words[2] == "ipykernel_launcher":  # which read this variable when it was imported
+            sys.argv.append(f"--IPKernelApp.parent_handle={os.environ.get('JPY_PARENT_PID') or 0}")
         sys.path.insert(0, request["cwd"])
         runpy._run_module_as_main(words[2], alter_argv=True)  # type: ignore[attr-defined]
 

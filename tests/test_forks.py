@@ -135,3 +135,19 @@ def test_a_fork_in_the_background_continues_without_its_starter(tmp_path: Path) 
     written = tmp_path / "parent"
     wait_until(lambda: written.exists() and written.read_text().endswith("."), "the end of the program")
     assert int(written.read_text()[:-1]) not in (0, os.getpid())
+
+
+def test_a_forked_kernel_ends_when_its_starter_was_killed(tmp_path: Path) -> None:
+    code = f"""{MARK}
+import time
+from jupyter_client.manager import start_new_kernel
+manager, client = start_new_kernel()
+client.execute_interactive("import os; open('kernel', 'w').write(f'{{os.getpid()}}.')")
+time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path) as process:
+        written = tmp_path / "kernel"
+        wait_until(lambda: written.exists() and written.read_text().endswith("."), "the start of the kernel")
+        kill(process)
+    kernel = Path(f"/proc/{written.read_text()[:-1]}")
+    wait_until(lambda: not kernel.exists(), "the end of the kernel")
