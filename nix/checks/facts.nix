@@ -252,6 +252,9 @@ let
       && !config.security.polkit.enable;
     "an interactive image has a word in its command line" =
       has " vmsnix.interactive=1 " cmdline == config.vmsnix.attested.interactive;
+    "an image with containers, and its cluster, have words in its command line" =
+      has " vmsnix.attests=host " cmdline == docker
+      && (cluster != null -> has " vmsnix.cluster=${cluster} " cmdline);
     "user data is read only as data, for the names that the image accepts" =
       services ? user-data == (config.vmsnix.attested.userData != { })
       && (

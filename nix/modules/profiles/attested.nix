@@ -91,7 +91,10 @@ in
         # Mount no partition only because of its type.
         "systemd.gpt_auto=0"
       ]
-      ++ lib.optional cfg.interactive "vmsnix.interactive=1";
+      ++ lib.optional cfg.interactive "vmsnix.interactive=1"
+      # So PCR 4 says it too: `vmsnix attestation-policy` reads these words.
+      ++ lib.optional config.virtualisation.docker.enable "vmsnix.attests=host"
+      ++ lib.optional (cluster != null) "vmsnix.cluster=${cluster}";
       # No hibernation and no kexec, which start code that was not measured.
       security.protectKernelImage = true;
 
