@@ -442,6 +442,6 @@ def test_a_plan_is_shown_as_text_html_and_frame(fleet: Fleet) -> None:
     assert ami in str(plan)
     assert "1 AMI, 0 B stored" in plan._repr_html_()
     assert "<b>" not in plan.show_planned()._repr_html_()
-    frame = plan.frame
+    frame = plan.frame()
     assert list(frame["action"]) == ["retire"]
     assert len(frame["fingerprint"][0]) == 16
