@@ -40,7 +40,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"words": "vmsnix.interactive=1"},
     {"words": "vmsnix.attests=host"},
     {"kernel": KERNEL},
-    {"kernel": KERNEL, "words": "quiet"},
+    {"kernel": KERNEL, "words": "audit=0"},
     *({"initrd": bytes([number]) * 512} for number in range(1, 5)),
     *({"words": f"systemd.hostname={'x' * number}"} for number in (1, 100, 1000, 1900)),
 ]
