@@ -69,7 +69,7 @@ def offered(
         ("vmsnix help publish ", []),
         ("vmsnix run publish-ami --via ", ["import", "direct"]),
         ("vmsnix publish-ami --via d", ["direct"]),
-        ("vmsnix run publish-ami --image e", ["ecs-node"]),
+        ("vmsnix run publish-ami --image e", ["ecs-node", "ecs-node-attested"]),
         ("vmsnix run publish-ami --no-dry", ["--no-dry-run"]),
         ("vmsnix run publish-ami --region eu-west-1 --role", ["--role-name"]),
         ("vmsnix runs --status l", ["lost"]),

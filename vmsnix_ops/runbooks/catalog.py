@@ -48,6 +48,7 @@ SHORT_NAMES: Mapping[str, str] = {
 COMMAND_NAMES = frozenset(
     {
         *(
+            "attestation-policy",
             "channels",
             "completion",
             "console",

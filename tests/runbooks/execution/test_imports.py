@@ -47,8 +47,7 @@ from pathlib import Path
 from vmsnix_ops.runbooks.execution.execute import run
 early = [name for name in ("papermill", "nbformat", "boto3", "pandas", "jinja2") if name in sys.modules]
 outcome = run("try-this", folder=Path({str(shelf.folder)!r}), archive={str(shelf.archive)!r}, record=False)
-late = [name for name in ({RFC3987_LIBRARY!r}, "pandas", "deltalake", "matplotlib")
-        if name in sys.modules]
+late = [name for name in ({RFC3987_LIBRARY!r}, "deltalake", "matplotlib") if name in sys.modules]
 print(outcome.status, early, late)
 """
     done = subprocess.run(
