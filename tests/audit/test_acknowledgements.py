@@ -66,6 +66,7 @@ def test_a_finding_has_the_same_identity_in_every_audit(own: Owner, public: str)
     assert set(stored["finding_id"]) == {*first.findings["finding_id"], *second.findings["finding_id"]}
 
 
+@pytest.mark.long(seconds=4)
 def test_another_subject_is_another_finding(own: Owner) -> None:
     ami = own.ami(tags=DIGEST)
     own.share(ami, OTHER_ACCOUNT)
@@ -138,6 +139,7 @@ def test_an_expired_acknowledgement_does_not_cover_its_finding(own: Owner, publi
     assert AuditResult.of(first.inventory).findings["acknowledged_until"].isna().all()
 
 
+@pytest.mark.long(seconds=4)
 def test_an_acknowledgement_does_not_cover_a_higher_severity(own: Owner) -> None:
     ami = own.ami(tags=DIGEST)
     instance = own.launch(ami)

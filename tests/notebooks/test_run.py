@@ -108,6 +108,7 @@ def test_a_publish_that_cannot_work_is_one_clear_error_with_evidence(
     assert json.loads(Path(outcome.result).read_text())["status"] == "failed"
 
 
+@pytest.mark.long(seconds=10)
 def test_bootstrap_shows_its_plan_first_and_creates_resources_without_dry_run(workspace: Workspace) -> None:
     s3 = workspace.aws.client("s3", REGION)
     shown = workspace.run("bootstrap", bucket="fresh-images")
