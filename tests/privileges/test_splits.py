@@ -192,7 +192,7 @@ def test_a_publisher_via_import_tags_only_snapshots_without_tags(
     [
         {"name": "lower", "team": "", "Größe/é 100%": "ä@=:+"},
         {"Digest": "0" * 64, "vmsnix": "x", "digest": "1"},
-        {f"key-{number:02}": str(number) for number in range(25)},
+        {f"key-{number:02}": str(number) for number in range(tagging.MOST - len(tagging.OWN) - 1)},
     ],
     ids=["odd characters", "nearly ours", "many"],
 )
