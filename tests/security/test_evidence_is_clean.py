@@ -81,6 +81,7 @@ WRITES_BESIDE = {
     "cli/__init__.py": "the home folder of a user without one",
     "cli/shared_sandbox.py": "the keys of the user's sandbox, for its commands, which redaction would remove",
     "files.py": "what all others call",
+    "nix/reproducible.py": "a copy of a partition, in a temporary folder, for debugfs",
     "records/tables.py": "manifests: binary digests of blocks, which redaction could damage",
     "publish/bootstrap.py": "the template that the operator asks for, at a path of theirs",
     "runbooks/execution/_engine.py": "what a dying kernel says, in a private temporary folder",
