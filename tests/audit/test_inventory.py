@@ -54,6 +54,11 @@ def test_an_empty_account_gives_an_empty_frame_with_all_columns(own: Owner) -> N
     assert len(found.summary()) == 0
 
 
+def test_a_scan_without_findings_names_the_function_that_has_them(own: Owner) -> None:
+    with pytest.raises(AttributeError, match=r"Use audit\.check\(\.\.\.\)\.findings"):
+        _ = own.scan().findings
+
+
 def test_amis_and_snapshots_have_size_state_and_references(own: Owner) -> None:
     ami = own.ami(tags=DIGEST)
     orphan = own.snapshot()

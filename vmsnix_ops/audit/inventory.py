@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from threading import BoundedSemaphore
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
 
 from vmsnix_ops import display, errors
 from vmsnix_ops.arguments import check_range
@@ -136,6 +136,14 @@ class Inventory(display.Displayed):
         """
         rows = self.frame[self.frame["kind"] == "snapshot"].drop(columns="kind")
         return rows.assign(snapshot_id=rows["resource_id"], age_days=self._age_days(rows))
+
+    @property
+    def findings(self) -> NoReturn:
+        """A scan evaluates no rules; `audit.check` does, and its result has the findings."""
+        raise AttributeError(
+            "A scan has no findings: it evaluates no rules. Use audit.check(...).findings instead of "
+            "audit.scan(...).findings."
+        )
 
     def users(self) -> pd.DataFrame:
         """Return one row for each AMI and each of its users, which ``amis.merge(users)`` joins to the AMIs.
