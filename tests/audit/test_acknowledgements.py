@@ -192,6 +192,10 @@ def test_the_command_lists_acknowledges_and_withdraws(
     assert (code, out) == (0, f"{finding}  public {public}: acknowledged until 2099-06-30 23:59 UTC\n")
     assert finding not in run(capsys, "list")[1]
     assert "1 acknowledged finding not listed" in run(capsys, "list")[1]
+    assert run(capsys, "list", "--rule", "failed")[1].startswith("No matching findings.\n")
+    code, _, err = run(capsys, "list", "--rule", "publik")
+    assert code == 2
+    assert "Did you mean 'public'?" in err
     listed = run(capsys, "list", "--acknowledged")[1]
     assert finding in listed
     assert REASON in listed
@@ -216,6 +220,7 @@ def test_csv_json_and_sarif_have_all_findings(
     values = {row["finding_id"]: row for row in json.loads(exported["json"])}
     assert sorted(values) == ids
     assert values[finding]["acknowledged_reason"] == REASON
+    assert {key for key, row in values.items() if row["acknowledged"]} == {finding}
     check_sarif(json.loads(exported["sarif"]), found.findings, finding)
     target = tmp_path / "findings.sarif"
     assert run(capsys, "export", "--format", "sarif", "--output", str(target)) == (0, "", "")

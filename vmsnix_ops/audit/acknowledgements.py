@@ -209,7 +209,7 @@ def read_findings(run_id: str = "", *, tables: Tables | None = None) -> pd.DataF
     found = mark(_of_run(tables, newest), tables)
     order = found["severity"].astype("object").map({name: rank for rank, name in enumerate(SEVERITIES)})
     return (
-        found.assign(order=order)
+        found.assign(acknowledged=found["acknowledged_until"].notna(), order=order)
         .sort_values(["order", "rule", "account", "region", "resource_id"])
         .drop(columns="order")
         .reset_index(drop=True)

@@ -61,15 +61,18 @@ def list_findings(
     """List the findings of an audit that are not acknowledged, or the acknowledgements."""
     from vmsnix_ops import audit
     from vmsnix_ops.audit.acknowledgements import SHOW, split
+    from vmsnix_ops.audit.findings import RULES
     from vmsnix_ops.cli.output import show_json_text
     from vmsnix_ops.display import frame_table
     from vmsnix_ops.progress import counted
+    from vmsnix_ops.records.filters import refuse_typos
 
     tables, columns, apart = open_tables(sandbox=sandbox), SHOWN, 0
     if acknowledged:
         frame, columns = audit.list_acknowledgements(tables), ACKNOWLEDGED
     else:
         frame = audit.read_findings(run_id, tables=tables)
+    refuse_typos("rule", set(rule) - RULES.keys(), frame["rule"], RULES)
     for name, wanted in (("severity", severity), ("rule", rule)):
         frame = frame[frame[name].isin(wanted)] if wanted else frame
     if not acknowledged:
