@@ -108,6 +108,8 @@ def test_a_region_without_channels_has_no_row_and_is_named(aws: Sandbox) -> None
     assert frame.empty
     assert str(channels.show(frame)) == f"No channel has a value in {WEST}. To set one, use vmsnix promote."
     assert f"in {WEST}" in channels.page(frame)
+    of_image = channels.read(image="ecs-node", regions=[WEST])
+    assert str(channels.show(of_image)).startswith(f"No channel of 'ecs-node' has a value in {WEST}.")
 
 
 def test_all_means_every_enabled_region(aws: Sandbox) -> None:

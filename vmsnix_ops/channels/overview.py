@@ -139,7 +139,7 @@ def read(
     order = [*settings.channels, *sorted({row["channel"] for row in rows})]
     rows.sort(key=lambda row: (not row["channel"], row["image"], order.index(row["channel"]), row["region"]))
     frame = pd.DataFrame(rows, columns=list(COLUMNS)).astype({**dict.fromkeys(COLUMNS, "str"), **_KINDS})
-    frame.attrs |= {"regions": list(chosen), "problem": records.problem}
+    frame.attrs |= {"image": image, "regions": list(chosen), "problem": records.problem}
     return frame
 
 
@@ -400,11 +400,12 @@ def show(frame: pd.DataFrame) -> display.DisplayTable:
     rows = texts(frame)
     names = [name for name in (rows[0] if rows else ()) if name not in hidden]
     where = ", ".join(frame.attrs.get("regions", ()))
+    of_image = f" of {image!r}" if (image := frame.attrs.get("image")) else ""
     return display.make_table(
         [titles.get(name, name) for name in names],
         [[row[name] for name in names] for row in rows],
         right=("age", "instances", "older"),
-        nothing=f"No channel has a value in {where}. To set one, use vmsnix promote.",
+        nothing=f"No channel{of_image} has a value in {where}. To set one, use vmsnix promote.",
     )
 
 
