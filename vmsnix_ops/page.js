@@ -6,12 +6,14 @@
   const ROW = 48; // height of a row in pixels, as in page.css
   const AROUND = 12; // rows above and below those in view, for the Tab key
   const FLEXIBLE = 9; // least width of a column without a width, in rem
+  const SENTENCE = 60; // characters of a cell of an output that needs a wide column
   const FEW = 50; // rows up to which all groups are open
   const {compare: collate} = new Intl.Collator("en", {numeric: true});
   const isEmpty = (value) => value === null || value === "";
   const order = (a, b) => (typeof a === "number" && typeof b === "number" ? a - b : collate(a, b));
   const numbers = [0, 1, 2].map((digits) => new Intl.NumberFormat("en", {minimumFractionDigits: digits, maximumFractionDigits: 2}));
   const toText = (value, digits = 0) => (isEmpty(value) ? "" : typeof value === "number" ? numbers[digits].format(value) : value);
+  const counted = (count) => `${toText(count)} ${count === 1 ? "row" : "rows"}`;
   const make = (tag, properties, ...children) => {
     const element = Object.assign(document.createElement(tag), properties);
     element.append(...children);
@@ -82,7 +84,7 @@
       const view = sorted(all.filter((row) =>
         chosen.every(([column, word]) => toText(column.value(row)) === word)
         && state.words.every((word) => texts[row].includes(word))));
-      status.textContent = view.length === count ? `${toText(count)} rows` : `${toText(view.length)} of ${toText(count)} rows`;
+      status.textContent = view.length === count ? counted(count) : `${toText(view.length)} of ${counted(count)}`;
       heads.forEach(({head, column}) => {
         head.ariaSort = column !== state.sort ? "none" : state.descending ? "descending" : "ascending";
       });
@@ -203,10 +205,10 @@
         act.toggle(one);
         drawn.get(place)?.querySelector("button").focus();
       }, {className: `group ${tone ? `tone-${tone}` : ""}`, ariaExpanded: String(one.isOpen)});
-      const counted = `${toText(rows.length)} ${rows.length === 1 ? "row" : "rows"}${total ? `, ${toText(total, byName[sum].digits)} ${byName[sum].label}` : ""}`;
+      const sums = `${counted(rows.length)}${total ? `, ${toText(total, byName[sum].digits)} ${byName[sum].label}` : ""}`;
       const first = column.lead ? [cell(byName[column.lead], rows[0]).firstChild] : [];
       const note = make("span", {className: "soft"}, column.notes?.[word] ?? "");
-      return make("tr", {className: "group"}, make("td", {colSpan: shown.length}, make("div", {}, toggle, ...first, note, make("span", {className: "count"}, counted))));
+      return make("tr", {className: "group"}, make("td", {colSpan: shown.length}, make("div", {}, toggle, ...first, note, make("span", {className: "count"}, sums))));
     };
     const render = () => {
       const first = Math.max(0, Math.floor(scroller.scrollTop / ROW) - AROUND);
@@ -246,6 +248,9 @@
     const read = (text) => (text === "-" ? "" : /^-?[\d,]+(\.\d+)?$/.test(text) ? Number(text.replaceAll(",", "")) : text);
     const values = rows.map((row) => [...row.cells].map((one) => read(one.textContent.trim())));
     const columns = head.map((one, number) => ({label: one.textContent, value: (row) => values[row][number]}));
+    head.forEach((one, number) => { // otherwise IDs, which cannot be broken, leave a sentence a word a line
+      if (values.some((row) => String(row[number]).length > SENTENCE)) one.style.minWidth = "20rem";
+    });
     const toolbar = make("div", {className: "tools"});
     table.before(toolbar);
     control({columns, count: rows.length, toolbar, search: rows.length > 8, heads: head.map((one, number) => ({head: one, column: columns[number]})),

@@ -12,6 +12,7 @@ import pytest
 from tests.browser.lab import ROOT, Browser, browse
 from tests.hostile import HOSTILE
 from tests.large_account import REGIONS, populate
+from tests.pages import SCRIPT
 from tests.support import unavailable
 from vmsnix_ops import audit
 from vmsnix_ops.audit.reports import AuditResult, write
@@ -122,6 +123,10 @@ def test_rows_are_searched_filtered_and_grouped(large_audit: tuple[AuditResult, 
 
         findings = Table(page, "Findings")
         assert findings.drawn.count() == result.findings["rule"].nunique()
+        page.set_viewport_size({"width": 1024, "height": 1000})
+        names = findings.drawn.locator("button.group")
+        assert names.evaluate_all("all => all.every(one => one.scrollWidth <= one.clientWidth)")
+        assert names.evaluate_all("all => new Set(all.map(one => one.offsetWidth)).size") == 1
         first = findings.drawn.first.locator("button.group")
         first.focus()
         page.keyboard.press("Enter")
@@ -248,3 +253,16 @@ def test_the_page_of_all_runs_links_the_reports(tmp_path: Path) -> None:
             unavailable("axe", f"{AXE} does not exist; .ci/foreign axe installs it")
         page.evaluate(AXE.read_text())
         assert page.evaluate(SERIOUS) == []
+
+
+def test_a_sentence_in_a_table_of_a_report_has_a_readable_width() -> None:
+    cells = "".join(f"<td>{'ami-0aef249da1c95443b' * 2}</td>" for _ in range(6))
+    row = f"<tr>{cells}<td>{'Its disk is not encrypted. ' * 8}</td></tr>"
+    heads = "<th>id</th>" * 6 + "<th>reason</th>"
+    table = f"<table><thead><tr>{heads}</tr></thead><tbody>{row * 2}</tbody></table>"
+    with browse(width=1024) as browser:
+        style = (ROOT / "vmsnix_ops" / "page.css").read_text()
+        output = f"<div class='output'><div class='table'>{table}</div></div>"
+        browser.page.set_content(f"<style>{style}</style>{output}<script>{SCRIPT}</script>")
+        width = browser.page.locator("th").last.evaluate("cell => cell.offsetWidth")
+        assert width >= 300, width
