@@ -393,7 +393,7 @@ READERS = {
     HOW + "runs.md": Reader(
         past_runs, 35, shows={"Error: The call of": "cd wrong; vmsnix publish --image ./reslt; cd .."}
     ),
-    HOW + "when-it-breaks.md": Reader(unfinished_publish, shows={"import: ": ""}),
+    HOW + "when-it-breaks.md": Reader(unfinished_publish, seconds=15, shows={"import: ": ""}),
     "docs/reference/permissions.md": Reader(),
     "docs/reference/python.md": Reader(demo, python={"frame": pd.DataFrame({"a": [1]})}),
 }

@@ -59,7 +59,7 @@ IMPORTED = ("raw", "rounded vhd", "vhd", "fixed vhd", "vmdk")
             *((name, "direct") for name in CONTAINERS),
             *((name, "import") for name in IMPORTED if name != "rounded vhd"),
         ],
-        1,
+        0,
         seconds=6,
     ),
 )
