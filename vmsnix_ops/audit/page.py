@@ -68,8 +68,8 @@ FINDINGS = [
 ACKNOWLEDGED = [
     *FINDINGS[:4],
     PageColumn("acknowledged_reason", "acknowledged because", kind="prose"),
-    PageColumn("acknowledged_until", "until (UTC)", kind="time", width=8.5),
-    PageColumn("acknowledged_by", "by", width=10),
+    PageColumn("acknowledged_until", "until (UTC)", kind="time", width=9.5),
+    PageColumn("acknowledged_by", "by", width=6),
     *(PageColumn(one.name, one.title, hidden=True) for one in FINDINGS[4:7]),
     *FINDINGS[7:],
 ]
