@@ -48,6 +48,7 @@ def vmsnix(tmp_path: Path, *words: str, **variables: str) -> subprocess.Complete
         *(pytest.param((name,), marks=pytest.mark.long(seconds=15)) for name in ("HTTP_PROXY", "all_proxy")),
     ],
 )
+@pytest.mark.long(seconds=8)
 def test_the_demo_works_behind_a_proxy(tmp_path: Path, names: tuple[str, ...]) -> None:
     done = vmsnix(tmp_path, "demo", "--json", **dict.fromkeys(names, PROXY))
     assert done.returncode == 0, done.stderr

@@ -171,6 +171,7 @@ def test_fleet_runs_its_plan(workspace: Workspace, tmp_path: Path) -> None:
     assert "1 target on this machine" in Path(outcome.report).read_text()
 
 
+@pytest.mark.long(seconds=10)
 def test_retire_amis_plans_in_a_dry_run_and_acts_when_confirmed(
     workspace: Workspace, published: RunOutcome
 ) -> None:

@@ -254,6 +254,7 @@ def test_a_killed_rebuild_is_finished_by_the_next(
         assert len(tables.read("steps")) == 3
 
 
+@pytest.mark.long(seconds=8)
 def test_tables_that_are_read_while_others_write_and_compact_lose_no_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
