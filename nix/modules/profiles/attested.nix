@@ -94,7 +94,7 @@ in
       ++ lib.optional cfg.interactive "vmsnix.interactive=1"
       # So PCR 4 says it too: `vmsnix attestation-policy` reads these words.
       ++ lib.optional config.virtualisation.docker.enable "vmsnix.attests=host"
-      ++ lib.optional (cluster != null) "vmsnix.cluster=${cluster}";
+      ++ lib.optional (cluster != null) "vmsnix.cluster=${toString cluster}";
       # No hibernation and no kexec, which start code that was not measured.
       security.protectKernelImage = true;
 
