@@ -32,6 +32,9 @@ FOCUSED = """() => {
     return tagName === "BUTTON" ? `button: ${textContent.trim()}` : type || "";
 }"""
 
+pytestmark = pytest.mark.long(seconds=40)
+"""Making the account or the page takes a minute of CPU time."""
+
 
 @pytest.fixture(scope="module")
 def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opened]:

@@ -53,6 +53,10 @@ class Table:
         return self.drawn.locator(f"td:nth-child({place}) .main").all_inner_texts()
 
 
+pytestmark = pytest.mark.long(seconds=60)
+"""Making the account or the page takes a minute of CPU time."""
+
+
 @pytest.fixture(scope="module")
 def large_audit(tmp_path_factory: pytest.TempPathFactory) -> tuple[AuditResult, Path]:
     """An audit of a sandbox account, and its page."""
