@@ -98,9 +98,9 @@ def part_of(item: pytest.Item) -> str:
 
 
 def seconds_of(item: pytest.Item) -> float:
-    """Return the duration of a long test by its marker, or 0 for other tests."""
-    marker = item.get_closest_marker("long")
-    return float(marker.kwargs.get("seconds", LONG_SECONDS)) if marker else 0.0
+    """Return the duration of a long test by its longest marker, or 0 for other tests."""
+    markers = item.iter_markers("long")
+    return max((float(marker.kwargs.get("seconds", LONG_SECONDS)) for marker in markers), default=0.0)
 
 
 def sample(items: Sequence[pytest.Item], wanted: str) -> list[pytest.Item]:
