@@ -9,6 +9,6 @@
   vmsnix.image.description = "ECS container instance for bridge and host networks: a host attested by a TPM, not its tasks";
 
   # A part of the image, and so of what is measured. Set your cluster's name here. With null, user data contains the
-  # line ECS_CLUSTER=NAME, and whoever starts an instance chooses the cluster whose tasks it runs.
+  # line ECS_CLUSTER=NAME, and the principal that starts an instance chooses the cluster whose tasks it runs.
   vmsnix.ecs.cluster = lib.mkDefault "ecs-node-attested";
 }

@@ -41,10 +41,10 @@ WHY_NOT_PCR_7 = (
     "with PCR 7 alone would allow all of them, also older ones with known vulnerabilities."
 )
 HOST_ONLY = (
-    "{ami_id} attests the host, not its tasks: containers are not measured, and whoever may place tasks in "
-    "its cluster runs them on an attested host."
+    "{ami_id} attests the host, not its tasks: containers are not measured, and each principal that "
+    "may place tasks in its cluster runs them on an attested host."
 )
-OPEN_CLUSTER = "{ami_id} does not fix its cluster: whoever may launch it chooses the cluster."
+OPEN_CLUSTER = "{ami_id} does not fix its cluster: the principal that launches it chooses the cluster."
 
 
 @dataclass(frozen=True, slots=True)
