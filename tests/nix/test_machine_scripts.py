@@ -74,6 +74,9 @@ def in_namespace(*command: str, **more: str) -> subprocess.CompletedProcess[str]
     )
 
 
+LISTENS = "for _ in $(seq 600); do (: </dev/tcp/169.254.169.254/80) 2>&- && break; sleep 0.1; done; "
+
+
 def fetch(
     folder: Path, *, delay: float = 0, status: int = 0, pages: dict[str, bytes] = PAGES, seconds: int = 60
 ) -> subprocess.CompletedProcess[str]:
@@ -85,7 +88,8 @@ def fetch(
     (folder / "service.py").write_text(SERVICE)
     place = Path(metadata.__file__).parent
     service = f"{sys.executable} {folder}/service.py {place} {folder}/given.json"
-    both = f"{service} & bash {FETCH}; end=$?; kill $!; exit $end"
+    # Without a delay, the time of the script must not pass while a busy machine starts the service.
+    both = f"{service} & {'' if delay else LISTENS}bash {FETCH}; end=$?; kill $!; exit $end"
     return in_namespace(
         *("bash", "-c", both),
         VMSNIX_METADATA_FOLDER=str(folder / "data"),
