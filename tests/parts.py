@@ -1,13 +1,15 @@
 """The parts of the tests: the README's command runs the quick ones, CI more, ``just nightly`` all.
 
 A test with the marker ``long`` belongs to ``long``, another one in the folder ``browser`` or ``foreign`` to
-that part, any other to ``quick``. ``--parts`` chooses parts; a folder or test that the command line names
-runs too.
+that part, any other to ``quick``. A parametrized test with the marker ``variants`` is quick with its first
+sets of values and long with the others. ``--parts`` chooses parts; a folder or test that the command line
+names runs too.
 """
 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,6 +44,7 @@ SLOW = ("notebooks", "faults", "publish", "channels", "audit", "cli", "runbooks"
 SEPARATE = ("browser", "foreign")
 PARTS = ("quick", *SEPARATE, "long")
 LONG_SECONDS = 60  # duration of a long test whose marker has none
+VARIANT_SECONDS = 3  # and of a further set of values
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -89,6 +92,17 @@ def folder_of(path: Path) -> str:
     return inside[0] if len(inside) > 1 else ""
 
 
+def mark_variants(items: Sequence[pytest.Item]) -> None:
+    """Mark tests with ``variants`` as long, except with their first sets of values."""
+    seen: Counter[str] = Counter()
+    for item in items:
+        if marker := item.get_closest_marker("variants"):
+            name = item.nodeid.partition("[")[0]
+            seen[name] += 1
+            if seen[name] > marker.kwargs.get("quick", 1):
+                item.add_marker(pytest.mark.long(seconds=marker.kwargs.get("seconds", VARIANT_SECONDS)))
+
+
 def part_of(item: pytest.Item) -> str:
     """Return the part that a test belongs to."""
     if item.get_closest_marker("long"):
@@ -125,6 +139,7 @@ def select(config: pytest.Config, items: list[pytest.Item]) -> None:
     }
     if named:
         parts.add("long")
+    mark_variants(items)
     keep = [item for item in items if part_of(item) in parts]
     if "long" in parts and (wanted := config.getoption("--long-sample")):
         long = [item for item in keep if part_of(item) == "long"]

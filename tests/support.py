@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     from vmsnix_ops.records.result import Result
 
@@ -116,27 +116,6 @@ def read_line(process: subprocess.Popen[str], words: str = "", *, deadline: floa
                 return line
     complaints = process.stderr.read() if process.stderr is not None else ""
     pytest.fail(f"the program ended without printing {words or 'a line'!r}: {complaints}")
-
-
-def few(values: Iterable[Any], quick: int, *, seconds: float) -> list[Any]:
-    """Return parameters: the first for the quick tests, the others marked long.
-
-    Parameters
-    ----------
-    values
-        Parameters for ``pytest.mark.parametrize``; the most different ones first.
-    quick
-        Number of quick ones.
-    seconds
-        Duration of each of the others.
-    """
-    long = pytest.mark.long(seconds=seconds)
-    found = list[Any]()
-    for at, value in enumerate(values):
-        if not hasattr(value, "marks"):
-            value = pytest.param(*(value if isinstance(value, tuple) else (value,)))
-        found.append(value if at < quick else value._replace(marks=[*value.marks, long]))
-    return found
 
 
 def finish(result: Result) -> None:

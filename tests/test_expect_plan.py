@@ -102,6 +102,7 @@ def test_a_promotion_applies_exactly_the_plan_and_can_be_continued(
 
 
 @pytest.mark.parametrize("what", ["channel", "newer AMI", "shared", "deprecated"])
+@pytest.mark.variants
 def test_a_promotion_is_refused_with_what_changed(what: str, aws: Sandbox) -> None:
     old, new = make_ami(aws, version="26.11"), make_ami(aws, version="26.12")
     promotion(ami=old, regions=[], share_with=[], dry_run=False).apply().raise_for_status()

@@ -16,7 +16,6 @@ from typing import NamedTuple
 import pytest
 
 import vmsnix_ops
-from tests.support import few
 from vmsnix_ops import errors
 from vmsnix_ops.cli import cli
 from vmsnix_ops.display import Displayed
@@ -73,7 +72,8 @@ def run(program: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("name", few(NAMES, 5, seconds=1))
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.variants(quick=5, seconds=1)
 def test_every_public_name_is_a_module_in_a_fresh_process(name: str) -> None:
     program = f"from vmsnix_ops import {name}; import vmsnix_ops; print(vmsnix_ops.{name}.__name__)"
     assert isinstance(getattr(vmsnix_ops, name), ModuleType)

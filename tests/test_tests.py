@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests import parts, stress
-from tests.support import few, require
+from tests.support import require
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,6 +78,10 @@ def test_quick(): pass
 @pytest.mark.long(seconds=10)
 @pytest.mark.parametrize("number", range(9))
 def test_long(number): pass
+
+@pytest.mark.parametrize("number", range(5))
+@pytest.mark.variants(quick=2, seconds=40)
+def test_variants(number): pass
 """
 BROWSER_PART = """
 import pytest
@@ -98,14 +102,15 @@ def test_parts_are_chosen_and_a_sample_can_be_repeated(project: Path) -> None:
     def ran(*options: str) -> list[str]:
         return re.findall(r"::(\S+) PASSED", run(project, "-n0", "-v", *options))
 
-    assert ran() == ["test_quick"]
+    assert ran() == ["test_quick", "test_variants[0]", "test_variants[1]"]
     assert ran("--parts=browser") == ["test_browser"]
     assert ran("checks/browser") == ["test_browser"]
     assert ran("checks/test_some.py::test_long[3]", "checks/test_some.py::test_quick") == [
         "test_long[3]",
         "test_quick",
     ]
-    assert len(ran("--parts=all")) == 12
+    assert ran("checks/test_some.py::test_variants[4]") == ["test_variants[4]"]
+    assert len(ran("--parts=all")) == 17
     sampled = ran("--parts=long", "--long-sample=seed/40")
     assert len(sampled) == 4
     assert ran("--parts=long", "--long-sample=seed/40") == sampled
@@ -148,7 +153,8 @@ def test_that_comes_after(): pass
 TIMEOUT = ("-o", "timeout=3", "-o", "timeout_func_only=true")
 
 
-@pytest.mark.parametrize("processes", few(["0", "2"], 1, seconds=6))
+@pytest.mark.parametrize("processes", ["0", "2"])
+@pytest.mark.variants(seconds=6)
 def test_a_test_that_hangs_fails_with_all_stacks_and_its_programs_are_killed(
     project: Path, processes: str
 ) -> None:

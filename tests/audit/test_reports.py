@@ -59,6 +59,7 @@ def test_every_file_format_has_the_same_rows(audit: AuditResult, tmp_path: Path)
 
 
 @pytest.mark.parametrize("word", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1"])
+@pytest.mark.variants
 def test_csv_files_contain_no_formulas(own: Owner, tmp_path: Path, word: str) -> None:
     snapshot = own.snapshot(tags={"Name": word, **DIGEST})
     audit = AuditResult.of(own.scan(regions=[REGION], orphan_days=1))
@@ -165,6 +166,7 @@ def test_an_audit_with_unread_sources_is_partial(own: Owner) -> None:
 
 
 @pytest.mark.parametrize("table", ["amis", "promotions", "retirements", "packages", "proofs", "inventory"])
+@pytest.mark.variants
 def test_an_audit_with_a_damaged_table_is_partial(own: Owner, table: str) -> None:
     """The resources are listed, and a rule that needs the table finds nothing instead of something wrong."""
     ami = own.ami(tags=DIGEST)

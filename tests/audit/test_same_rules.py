@@ -106,6 +106,7 @@ def removable(findings: pd.DataFrame) -> set[str]:
 
 
 @pytest.mark.long(seconds=15)
+@pytest.mark.long(seconds=15)
 def test_an_audit_and_a_retirement_delete_the_same(fleet: Fleet) -> None:
     fill(fleet)
     seen = set()

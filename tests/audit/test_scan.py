@@ -61,6 +61,7 @@ def test_an_account_without_amis_has_empty_frames_with_columns(own: Owner) -> No
 @pytest.mark.parametrize(
     "regions", ["all", ["all"], REGION, [REGION], (REGION, "eu-west-1"), pd.Series([REGION])]
 )
+@pytest.mark.variants
 def test_regions_are_one_or_several_or_all(own: Owner, regions: object) -> None:
     own.ami()
     assert len(audit.scan(regions).amis) == 1  # type: ignore[arg-type]

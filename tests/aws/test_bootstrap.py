@@ -197,6 +197,7 @@ PLACES = [
 
 
 @pytest.mark.long(seconds=10)
+@pytest.mark.long(seconds=6)
 def test_the_cloudformation_template_passes_cfn_lint(tmp_path: Path) -> None:
     for number, place in enumerate(PLACES):
         made = cloudformation_template(policies.PolicyScope(account="012345678901", bucket=BUCKET, **place))

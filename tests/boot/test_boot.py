@@ -15,7 +15,7 @@ import pytest
 
 from tests.boot.small_linux import UP, make_small_linux
 from tests.disk.images import qemu_make
-from tests.support import DEADLINE, few, require, wait_until
+from tests.support import DEADLINE, require, wait_until
 from vmsnix_ops.boot import console, machine
 from vmsnix_ops.boot.run import boot
 from vmsnix_ops.disk.sample import MESSAGE, make_sample_image
@@ -50,7 +50,8 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("kind", few(["vhd", "vhd-fixed", "raw", "qcow2", "vmdk"], 2, seconds=1))
+@pytest.mark.parametrize("kind", ["vhd", "vhd-fixed", "raw", "qcow2", "vmdk"])
+@pytest.mark.variants(quick=2, seconds=1)
 def test_an_image_of_every_format_boots_and_is_not_written(
     tmp_path: Path, temporary: Path, kind: str
 ) -> None:
@@ -66,6 +67,7 @@ def test_an_image_of_every_format_boots_and_is_not_written(
     assert list(temporary.iterdir()) == []
 
 
+@pytest.mark.long(seconds=15)
 def test_linux_fetches_its_instance_id_key_and_user_data(linux: Path) -> None:
     before = digest(linux)
     data = "echo the answer is $((6 * 7)) >/dev/console\n"

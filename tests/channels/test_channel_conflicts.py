@@ -10,7 +10,7 @@ import pytest
 
 from tests.aws.account import make_ami
 from tests.channels.conftest import EUROPE, HOME, WEST, channel_value, outcomes, plan
-from tests.support import DEADLINE, few, finish, join
+from tests.support import DEADLINE, finish, join
 from vmsnix_ops import errors
 from vmsnix_ops.aws import image_copy, parameters, retiring
 from vmsnix_ops.aws import tags as tagging
@@ -187,7 +187,8 @@ def test_of_two_simultaneous_promotions_one_is_done_and_one_reports_the_conflict
     assert history(aws) == [first, other, ami]
 
 
-@pytest.mark.parametrize("seconds", few([0.0, 0.2], 1, seconds=5))
+@pytest.mark.parametrize("seconds", [0.0, 0.2])
+@pytest.mark.variants(seconds=5)
 def test_a_simultaneous_promotion_and_rollback_lose_no_change(aws: Sandbox, seconds: float) -> None:
     """In each written region exactly one is done without a warning, and the history has every value."""
     regions = [HOME, WEST, EUROPE]

@@ -122,6 +122,7 @@ def disable(ec2: Any, ami: str) -> None:
 
 
 @pytest.mark.parametrize(("spoil", "text"), [(deregister, "no longer exists"), (disable, "is disabled")])
+@pytest.mark.variants
 def test_an_unusable_ami_is_refused_and_older_ones_are_suggested(
     aws: Sandbox, spoil: Callable[[Any, str], None], text: str
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.aws.account import make_ami
 from tests.channels.conftest import EUROPE, HOME, OTHER, changes, copies
-from tests.support import few, finish
+from tests.support import finish
 from vmsnix_ops import errors
 from vmsnix_ops.audit import retirement
 from vmsnix_ops.audit.sync import sync
@@ -182,38 +182,35 @@ def registered_with(**changes: Any) -> Callable[[Sandbox, str], None]:
 
 @pytest.mark.parametrize(
     ("change", "fields"),
-    few(
-        [
-            (untag, {"tag vmsnix:version": ("26.11", "")}),
-            (retag, {"tag Name": ("altf4llc-ecs-node-26.11", "mine")}),
-            (share, {"shared_with": (OTHER, f"109876543210, {OTHER}")}),
-            (unshare_snapshot, {"snapshots_shared_with": (OTHER, "")}),
-            (make_snapshot_public, {"snapshots_shared_with": (OTHER, f"{OTHER}, public")}),
-            (untag_snapshot, {DIGEST: None}),
-            (describe, {"description": ("", "mine")}),
-            (make_public, {"public": ("False", "True")}),
-            (unprotect, {"protected": ("True", "False")}),
-            (replace_channel, {"channel": None}),
-            (delete_channel, {"channel": None}),
-            (untype, {"channel": None}),
-            (undeprecate, {"deprecated_at": None}),
-            (postpone, {"deprecated_at": None}),
-            (disable, {"state": ("available", "disabled"), "shared_with": (OTHER, "")}),
-            (deregister, {"ami": ("available", "deleted")}),
-            (drop_snapshot, {"snapshot_state": ("completed", "deleted")}),
-            (registered_with(boot_mode="uefi"), {"boot_mode": ("legacy-bios", "uefi")}),
-            (registered_with(architecture="arm64"), {"architecture": ("x86_64", "arm64")}),
-            (registered_with(root_device="/dev/xvda"), {"root_device": ("/dev/sda1", "/dev/xvda")}),
-            (registered_with(imds=""), {"imds_support": ("v2.0", "")}),
-            (registered_with(ena=False), {"ena_support": ("True", "False")}),
-            (registered_with(tpm="v2.0"), {"tpm_support": ("", "v2.0")}),
-            (registered_with(name="mine"), {"name": ("altf4llc-ecs-node-26.11", "mine")}),
-        ],
-        8,
-        seconds=1,
-    ),
+    [
+        (untag, {"tag vmsnix:version": ("26.11", "")}),
+        (retag, {"tag Name": ("altf4llc-ecs-node-26.11", "mine")}),
+        (share, {"shared_with": (OTHER, f"109876543210, {OTHER}")}),
+        (unshare_snapshot, {"snapshots_shared_with": (OTHER, "")}),
+        (make_snapshot_public, {"snapshots_shared_with": (OTHER, f"{OTHER}, public")}),
+        (untag_snapshot, {DIGEST: None}),
+        (describe, {"description": ("", "mine")}),
+        (make_public, {"public": ("False", "True")}),
+        (unprotect, {"protected": ("True", "False")}),
+        (replace_channel, {"channel": None}),
+        (delete_channel, {"channel": None}),
+        (untype, {"channel": None}),
+        (undeprecate, {"deprecated_at": None}),
+        (postpone, {"deprecated_at": None}),
+        (disable, {"state": ("available", "disabled"), "shared_with": (OTHER, "")}),
+        (deregister, {"ami": ("available", "deleted")}),
+        (drop_snapshot, {"snapshot_state": ("completed", "deleted")}),
+        (registered_with(boot_mode="uefi"), {"boot_mode": ("legacy-bios", "uefi")}),
+        (registered_with(architecture="arm64"), {"architecture": ("x86_64", "arm64")}),
+        (registered_with(root_device="/dev/xvda"), {"root_device": ("/dev/sda1", "/dev/xvda")}),
+        (registered_with(imds=""), {"imds_support": ("v2.0", "")}),
+        (registered_with(ena=False), {"ena_support": ("True", "False")}),
+        (registered_with(tpm="v2.0"), {"tpm_support": ("", "v2.0")}),
+        (registered_with(name="mine"), {"name": ("altf4llc-ecs-node-26.11", "mine")}),
+    ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
+@pytest.mark.variants(seconds=1)
 def test_each_change_is_drift_of_one_field(
     aws: Sandbox, ami: str, change: Callable[[Sandbox, str], None], fields: dict[str, Any]
 ) -> None:
@@ -313,7 +310,8 @@ def test_the_automatic_date_of_a_public_ami_is_not_drift(aws: Sandbox, days: int
     assert set(drift()) == fields
 
 
-@pytest.mark.parametrize("change", few([share, make_snapshot_public, postpone, unprotect], 2, seconds=1))
+@pytest.mark.parametrize("change", [share, make_snapshot_public, postpone, unprotect])
+@pytest.mark.variants(seconds=1)
 def test_a_promotion_without_changes_records_the_current_state(
     aws: Sandbox, ami: str, session: boto3.Session, change: Callable[[Sandbox, str], None]
 ) -> None:
@@ -348,6 +346,7 @@ def test_a_copy_can_be_promoted_in_its_own_region(aws: Sandbox, ami: str) -> Non
 
 
 @pytest.mark.parametrize("change", [untag, describe, deregister])
+@pytest.mark.variants
 def test_a_sync_records_fields_that_a_promotion_does_not(
     aws: Sandbox, ami: str, session: boto3.Session, change: Callable[[Sandbox, str], None]
 ) -> None:
@@ -426,6 +425,7 @@ def test_a_region_that_cannot_be_read_is_a_finding_and_the_others_are_compared(
 
 
 @pytest.mark.parametrize("refused", [(HOME,), (EUROPE,), (HOME, EUROPE)])
+@pytest.mark.variants
 def test_a_region_that_refuses_sts_is_a_finding(aws: Sandbox, ami: str, refused: tuple[str, ...]) -> None:
     for region in refused:
         for operation in ("sts:*", "ec2:*"):

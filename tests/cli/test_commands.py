@@ -19,7 +19,6 @@ import pytest
 
 from tests.aws.account import make_ami
 from tests.command_line import run_vmsnix, shelf
-from tests.support import few
 from vmsnix_ops import __version__, history
 from vmsnix_ops.cli import COMMANDS, lab, sandbox
 from vmsnix_ops.cli.history import FILTERS
@@ -446,18 +445,15 @@ def test_invalid_arguments_end_with_exit_code_2_before_anything_runs(
 
 @pytest.mark.parametrize(
     ("declared", "words", "shown"),
-    few(
-        [
-            ("region: str = ''", ("--regions", "eu-west-1"), "'eu-west-1'"),
-            ("region: str = ''", ("-p", "regions=eu-west-1"), "'eu-west-1'"),
-            ("region: str = ''", ("--regions", "eu-west-1", "--regions", "eu-west-1"), "'eu-west-1'"),
-            ("regions: list[str] = []", ("--region", "eu-west-1"), "['eu-west-1']"),
-            ("regions: list[str] = []", ("-p", "region=eu-west-1"), "['eu-west-1']"),
-        ],
-        1,
-        seconds=4,
-    ),
+    [
+        ("region: str = ''", ("--regions", "eu-west-1"), "'eu-west-1'"),
+        ("region: str = ''", ("-p", "regions=eu-west-1"), "'eu-west-1'"),
+        ("region: str = ''", ("--regions", "eu-west-1", "--regions", "eu-west-1"), "'eu-west-1'"),
+        ("regions: list[str] = []", ("--region", "eu-west-1"), "['eu-west-1']"),
+        ("regions: list[str] = []", ("-p", "region=eu-west-1"), "['eu-west-1']"),
+    ],
 )
+@pytest.mark.variants(seconds=4)
 def test_one_region_is_accepted_as_region_and_as_regions_with_a_hint(
     shelf: Shelf, run_vmsnix: RunVmsnix, declared: str, words: tuple[str, ...], shown: str
 ) -> None:
@@ -527,6 +523,7 @@ def test_json_is_the_only_thing_on_standard_output(shelf: Shelf, run_vmsnix: Run
 
 
 @pytest.mark.parametrize(("error", "code"), [("RoleError", 1), ("ParameterError", 2), ("PartialError", 3)])
+@pytest.mark.variants
 def test_a_failed_run_ends_with_its_code_and_one_clear_text(
     shelf: Shelf, run_vmsnix: RunVmsnix, error: str, code: int
 ) -> None:
@@ -648,7 +645,8 @@ def test_a_closed_pipe_causes_no_traceback() -> None:
     assert "BrokenPipe" not in done.stderr
 
 
-@pytest.mark.parametrize("words", few(["--help", "list", "list --json", "completion bash"], 2, seconds=1))
+@pytest.mark.parametrize("words", ["--help", "list", "list --json", "completion bash"])
+@pytest.mark.variants(quick=2, seconds=1)
 def test_output_on_a_full_disk_is_an_error_without_a_traceback(words: str) -> None:
     command = f"{sys.executable} -m vmsnix_ops {words} > /dev/full"
     done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=60)

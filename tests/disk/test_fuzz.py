@@ -14,7 +14,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.disk.images import MIB, edited, qemu_bytes, qemu_make, scattered, write_raw
-from tests.support import few
 from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.disk.vhd import DynamicVhd
 from vmsnix_ops.errors import ImageError
@@ -103,7 +102,8 @@ def never_written(path: Path, disk_bytes: int) -> set[int]:
     return clear
 
 
-@pytest.mark.parametrize("kind", few(KINDS, 3, seconds=1))
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.variants(quick=3, seconds=1)
 def test_a_damaged_image_is_refused_or_read_as_qemu_reads_it(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

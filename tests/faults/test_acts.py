@@ -24,7 +24,7 @@ from botocore import xform_name
 from tests.audit.retirement.fleet import OTHER_ACCOUNT, REGION, Fleet, fleet, fleet_sandbox
 from tests.faults.account import BUCKET
 from tests.faults.publishers import Kill
-from tests.support import few, finish
+from tests.support import finish
 from vmsnix_ops import errors, files, publish
 from vmsnix_ops.aws import session
 from vmsnix_ops.aws import tags as tagging
@@ -254,7 +254,8 @@ def test_every_destructive_call_of_the_package_is_announced() -> None:
 
 
 @pytest.mark.parametrize("breaks", BROKEN)
-@pytest.mark.parametrize("days", few([0, 20], 3, seconds=1))
+@pytest.mark.parametrize("days", [0, 20])
+@pytest.mark.variants(seconds=1)
 def test_a_retirement_that_can_announce_nothing_does_nothing_and_ends_with_3(
     fleet: Fleet, breaks: Callable[[Path], None], days: int
 ) -> None:
@@ -315,16 +316,13 @@ def full_at(monkeypatch: pytest.MonkeyPatch, at: str) -> None:
 
 @pytest.mark.parametrize(
     ("at", "before"),
-    few(
-        [
-            ("ec2:ModifySnapshotAttribute", []),
-            ("ec2:ModifyImageAttribute", ["ModifySnapshotAttribute"]),
-            ("ec2:DisableImage", ["ModifySnapshotAttribute", "ModifyImageAttribute"]),
-        ],
-        2,
-        seconds=1,
-    ),
+    [
+        ("ec2:ModifySnapshotAttribute", []),
+        ("ec2:ModifyImageAttribute", ["ModifySnapshotAttribute"]),
+        ("ec2:DisableImage", ["ModifySnapshotAttribute", "ModifyImageAttribute"]),
+    ],
 )
+@pytest.mark.variants(seconds=1)
 def test_a_retirement_that_stops_in_the_middle_of_an_ami_lists_its_changes(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch, at: str, before: list[str]
 ) -> None:
@@ -425,19 +423,16 @@ plan.apply()
 
 @pytest.mark.parametrize(
     ("act", "days"),
-    few(
-        [
-            ("ec2:DisableImage", 0),
-            ("retire-amis:delete", 20),
-            ("ec2:DeleteSnapshot", 20),
-            ("retire-amis:retire", 0),
-            ("ec2:ModifyImageAttribute", 0),
-            ("ec2:DeregisterImage", 20),
-        ],
-        1,
-        seconds=5,
-    ),
+    [
+        ("ec2:DisableImage", 0),
+        ("retire-amis:delete", 20),
+        ("ec2:DeleteSnapshot", 20),
+        ("retire-amis:retire", 0),
+        ("ec2:ModifyImageAttribute", 0),
+        ("ec2:DeregisterImage", 20),
+    ],
 )
+@pytest.mark.variants(seconds=5)
 def test_a_run_killed_after_the_line_is_completed_by_the_same_command(
     fleet: Fleet, tmp_path: Path, act: str, days: int
 ) -> None:

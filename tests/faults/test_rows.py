@@ -9,7 +9,6 @@ import pytest
 
 from tests.faults.account import BUCKET, REGION
 from tests.quick import SNAPSHOT_MINUTES
-from tests.support import few
 from vmsnix_ops import errors, publish
 from vmsnix_ops.progress import silent
 
@@ -28,6 +27,7 @@ def fault(sweep, op, **rule):
 
 
 @pytest.mark.parametrize("status", ["deleted", "deleting", "error", "cancelled"])
+@pytest.mark.variants
 def test_row_01_every_terminal_state_of_an_import_ends_the_wait_at_once(sweep, status):
     values = {"Status": status, "StatusMessage": "ClientError: Unknown OS"}
     fault(sweep, "ec2:DescribeImportSnapshotTasks", nth=list(range(3, 40)), do="set", values=values)
@@ -110,9 +110,8 @@ def test_row_10_a_snapshot_that_aws_does_not_list_yet_is_tagged_later(sweep):
     assert rule.applied == 2
 
 
-@pytest.mark.parametrize(
-    "code", few(["ResourceCountLimitExceeded", "SnapshotCreationPerVolumeRateExceeded"], 1, seconds=4)
-)
+@pytest.mark.parametrize("code", ["ResourceCountLimitExceeded", "SnapshotCreationPerVolumeRateExceeded"])
+@pytest.mark.variants(seconds=4)
 def test_row_13_a_limit_is_reported_and_finished_work_is_kept(sweep, code):
     fault(sweep, "ec2:ImportSnapshot", do="error", code=code, http=400)
     with pytest.raises(errors.AwsError, match=code):
@@ -146,6 +145,7 @@ def test_requests_with_server_errors_are_repeated(sweep, code, http):
     ],
     ids=["reset in the upload's body", "response to a part lost", "response to the registration reset"],
 )
+@pytest.mark.variants
 def test_requests_on_broken_connections_are_repeated(sweep, cut):
     rule = sweep.aws.faults.add(cut)
     run(sweep)
@@ -181,9 +181,8 @@ def test_slow_responses_are_waited_for(sweep):
     assert sweep.problems() == []
 
 
-@pytest.mark.parametrize(
-    "operation", few(["s3:UploadPart", "ec2:ImportSnapshot", "ec2:RegisterImage"], 1, seconds=1)
-)
+@pytest.mark.parametrize("operation", ["s3:UploadPart", "ec2:ImportSnapshot", "ec2:RegisterImage"])
+@pytest.mark.variants(seconds=1)
 def test_the_run_after_expired_credentials_continues(sweep, operation):
     fault(sweep, operation, do="error", code="ExpiredToken", http=400)
     with pytest.raises(errors.CredentialsError, match="continues where it stopped"):

@@ -33,6 +33,7 @@ def stop_in(sweep, fault, *signals):
 @pytest.mark.parametrize(
     "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["ctrl-c", "sigterm", "sighup"]
 )
+@pytest.mark.variants
 def test_one_signal_ends_the_run_with_the_command_that_continues_it(sweep, number):
     sweep.aws.clock.speed = 20  # the import still runs when the signal comes
     ended = stop_in(

@@ -12,7 +12,6 @@ from click.testing import CliRunner
 from tests.faults.account import BUCKET, REGION
 from tests.faults.crash_sweep import SPEED
 from tests.faults.publishers import Kill
-from tests.support import few
 from vmsnix_ops import errors, publish
 from vmsnix_ops.cli import cli
 from vmsnix_ops.progress import silent
@@ -32,19 +31,16 @@ def killed(sweep: Sweep, via: str, call: str, nth: int = 1, moment: str = "sent"
 
 @pytest.mark.parametrize(
     ("via", "call", "nth", "kinds"),
-    few(
-        [
-            ("import", "s3:UploadPart", 2, {"upload"}),
-            ("import", "ec2:ImportSnapshot", 1, {"import", "upload"}),
-            ("direct", "ebs:CompleteSnapshot", 1, {"snapshot", "journal"}),
-            ("import", "s3:CompleteMultipartUpload", 1, {"upload"}),
-            ("import", "ec2:CreateTags", 1, {"snapshot", "upload"}),
-            ("direct", "ebs:StartSnapshot", 1, {"snapshot"}),
-        ],
-        3,
-        seconds=3,
-    ),
+    [
+        ("import", "s3:UploadPart", 2, {"upload"}),
+        ("import", "ec2:ImportSnapshot", 1, {"import", "upload"}),
+        ("direct", "ebs:CompleteSnapshot", 1, {"snapshot", "journal"}),
+        ("import", "s3:CompleteMultipartUpload", 1, {"upload"}),
+        ("import", "ec2:CreateTags", 1, {"snapshot", "upload"}),
+        ("direct", "ebs:StartSnapshot", 1, {"snapshot"}),
+    ],
 )
+@pytest.mark.variants
 def test_undo_deletes_what_a_killed_publish_left(sweep, via, call, nth, kinds):
     if call == "ec2:ImportSnapshot":
         sweep.aws.clock.speed = 10  # the import still runs when the publish is undone

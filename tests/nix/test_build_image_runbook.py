@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import few
 from vmsnix_ops.runbooks.execution.execute import RunOutcome, run
 
 FIXTURE = Path(__file__).parent / "fixture"
@@ -36,16 +35,13 @@ def test_builds_shows_and_leaves_a_result(nix: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("parameters", "exit_code", "words"),
-    few(
-        [
-            ({"image": "ecs-nod"}, 2, "Did you mean &#39;ecs-node&#39;?"),
-            ({"image": "ecs-node", "flake": "/no/such"}, 2, "No flake in"),
-            ({"image": "talks-and-fails"}, 1, "line 40"),
-        ],
-        1,
-        seconds=2,
-    ),
+    [
+        ({"image": "ecs-nod"}, 2, "Did you mean &#39;ecs-node&#39;?"),
+        ({"image": "ecs-node", "flake": "/no/such"}, 2, "No flake in"),
+        ({"image": "talks-and-fails"}, 1, "line 40"),
+    ],
 )
+@pytest.mark.variants(seconds=2)
 def test_a_failure_is_in_the_report(
     nix: Path, tmp_path: Path, parameters: dict[str, str], exit_code: int, words: str
 ) -> None:

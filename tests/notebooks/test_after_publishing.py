@@ -25,6 +25,7 @@ def promote(workspace: Workspace, **given: object) -> RunOutcome:
 
 
 @pytest.mark.long(seconds=15)
+@pytest.mark.long(seconds=20)
 def test_a_promotion_done_in_part_ends_with_three_and_a_channel_is_rolled_back(workspace: Workspace) -> None:
     old, new = (make_ami(workspace.aws, version=version) for version in ("26.11", "26.12"))
     busy = {"op": "ssm:PutParameter", "where": {"region": EUROPE}, "do": "error", "code": "Busy", "http": 400}

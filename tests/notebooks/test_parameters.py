@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support import few
 from vmsnix_ops import settings
 from vmsnix_ops.errors import ParameterError, RegionError, VmsnixError
 from vmsnix_ops.runbooks import catalog, parameters, value_checks
@@ -319,16 +318,13 @@ def test_the_papermill_command_has_the_same_safeguards_as_vmsnix(
 
 @pytest.mark.parametrize(
     ("book", "words", "message"),
-    few(
-        [
-            ("promote-ami", ("-p", "unprotect", "fasle"), "unprotect: 'fasle' is not true or false"),
-            ("publish-ami", ("-p", "confirm_public", "012345678901"), "confirm_public: 12345678901 is not"),
-            ("promote-ami", ("-p", "dryrun", "True"), "promote-ami has no parameter 'dryrun'"),
-        ],
-        1,
-        seconds=6,
-    ),
+    [
+        ("promote-ami", ("-p", "unprotect", "fasle"), "unprotect: 'fasle' is not true or false"),
+        ("publish-ami", ("-p", "confirm_public", "012345678901"), "confirm_public: 12345678901 is not"),
+        ("promote-ami", ("-p", "dryrun", "True"), "promote-ami has no parameter 'dryrun'"),
+    ],
 )
+@pytest.mark.variants(seconds=6)
 def test_the_papermill_command_refuses_invalid_values(
     tmp_path: Path, book: str, words: tuple[str, ...], message: str
 ) -> None:

@@ -374,6 +374,7 @@ def _policy(statement: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("job", JOBS)
+@pytest.mark.variants(quick=3)
 def test_no_attack_succeeds_with_the_policy_of_a_job(account: Account, victim: Victim, job: str) -> None:
     thief = Thief(account.session(JOBS[job].actions(), regions=(REGION, OTHER)), victim, account.aws)
     assert [attack.__name__ for attack in ATTACKS if attack(thief)] == []

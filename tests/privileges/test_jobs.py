@@ -23,6 +23,7 @@ def test_every_run_belongs_to_a_job() -> None:
 
 
 @pytest.mark.parametrize("job", JOBS)
+@pytest.mark.variants(quick=3)
 def test_a_job_runs_with_exactly_its_policy(account: Account, job: str) -> None:
     job_run(job).run(account, JOBS[job].actions())
 
@@ -30,6 +31,7 @@ def test_a_job_runs_with_exactly_its_policy(account: Account, job: str) -> None:
 @pytest.mark.parametrize(
     ("job", "action"), [(job, action) for job, one in JOB_RUNS.items() for action in one.only_when]
 )
+@pytest.mark.variants(quick=2)
 def test_a_special_case_runs_with_the_policy_of_its_job(account: Account, job: str, action: str) -> None:
     assert action in JOBS[job].actions()
     job_run(job).only_when[action](account, JOBS[job].actions())

@@ -196,6 +196,7 @@ def test_a_publisher_via_import_tags_only_snapshots_without_tags(
     ],
     ids=["odd characters", "nearly ours", "many"],
 )
+@pytest.mark.variants
 def test_a_publisher_via_import_may_set_the_operator_s_tags(account: Account, tags: dict[str, str]) -> None:
     account.plan(IMPORTING, tags=tags).apply()
     account.plan(IMPORTING, tags=tags | {"later": "yes"}).apply()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.publish.test_publish import bytes_of
-from tests.support import few, join, require, wait_until
+from tests.support import join, require, wait_until
 from vmsnix_ops import errors, publish
 from vmsnix_ops.aws import buckets, imports
 from vmsnix_ops.boot import run
@@ -158,7 +158,8 @@ def test_a_file_that_changes_while_it_is_identified_is_refused_whatever_its_time
     assert sum(read) >= raw.stat().st_size
 
 
-@pytest.mark.parametrize(("kind", "change"), few(CHANGES, 2, seconds=3))
+@pytest.mark.parametrize(("kind", "change"), CHANGES)
+@pytest.mark.variants
 def test_bytes_that_changed_before_the_upload_are_refused_and_nothing_is_left(
     plan: Callable[..., publish.PublishPlan],
     left: Callable[[], Left],
@@ -233,7 +234,8 @@ def test_a_file_of_another_size_is_refused_before_the_upload(
     assert left().nothing
 
 
-@pytest.mark.parametrize("name", few(["raw", "vhd"], 1, seconds=2))
+@pytest.mark.parametrize("name", ["raw", "vhd"])
+@pytest.mark.variants(seconds=2)
 def test_a_change_of_the_file_after_the_upload_has_no_effect(
     aws: Sandbox,
     plan: Callable[..., publish.PublishPlan],
@@ -255,6 +257,7 @@ def test_a_change_of_the_file_after_the_upload_has_no_effect(
     assert wanted.register(snapshot).ami_id
 
 
+@pytest.mark.variants
 def test_verify_does_not_read_the_file(plan: Callable[..., publish.PublishPlan], raw: Path, via: str) -> None:
     wanted = plan(image=str(raw), via=via, verify="sample")
     source = wanted.upload(wanted.build())
@@ -300,6 +303,7 @@ def foreign_snapshot(aws: Sandbox, digest: str, blocks: dict[int, bytes], size_g
     return str(snapshot_id)
 
 
+@pytest.mark.variants
 def test_a_snapshot_is_compared_with_the_identified_bytes_and_not_with_the_file(
     aws: Sandbox, plan: Callable[..., publish.PublishPlan], raw: Path, via: str
 ) -> None:
@@ -364,7 +368,8 @@ def test_an_object_that_was_replaced_between_upload_and_import_is_not_imported(
     assert left().snapshots == []
 
 
-@pytest.mark.parametrize("attempts", few([2, 3], 1, seconds=2))
+@pytest.mark.parametrize("attempts", [2, 3])
+@pytest.mark.variants(seconds=2)
 def test_an_import_that_aws_cancelled_is_not_started_again_with_a_replaced_object(
     aws: Sandbox, plan: Callable[..., publish.PublishPlan], left: Callable[[], Left], raw: Path, attempts: int
 ) -> None:
@@ -433,9 +438,8 @@ def test_a_continued_upload_sends_only_identified_bytes(
     assert left().nothing
 
 
-@pytest.mark.parametrize(
-    "changed", few([3 * BLOCK, 17 * MIB], 1, seconds=2), ids=["a block that is sent", "one that is not"]
-)
+@pytest.mark.parametrize("changed", [3 * BLOCK, 17 * MIB], ids=["a block that is sent", "one that is not"])
+@pytest.mark.variants(seconds=2)
 def test_an_incremental_upload_of_a_file_that_changed_is_refused(
     plan: Callable[..., publish.PublishPlan], left: Callable[[], Left], raw: Path, changed: int
 ) -> None:
@@ -467,10 +471,9 @@ def test_an_incremental_upload_compares_bytes_and_not_times(
     assert bytes_of(aws, snapshot.snapshot_id, len(content)) == content
 
 
-@pytest.mark.parametrize(
-    "options", few([["-O", "qcow2"], ["-c", "-O", "qcow2"], ["-O", "vhdx"]], 1, seconds=3)
-)
-@pytest.mark.parametrize("change", few(["in place", "renamed over"], 1, seconds=3))
+@pytest.mark.parametrize("options", [["-O", "qcow2"], ["-c", "-O", "qcow2"], ["-O", "vhdx"]])
+@pytest.mark.parametrize("change", ["in place", "renamed over"])
+@pytest.mark.variants
 def test_an_image_that_qemu_img_must_read_is_converted_from_identified_bytes(
     plan: Callable[..., publish.PublishPlan],
     left: Callable[[], Left],

@@ -47,6 +47,7 @@ def rounded(raw: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("first", ["raw", "rounded"])
+@pytest.mark.variants
 def test_a_format_that_rounds_the_size_up_finds_the_same_ami_and_reports_both_sizes(
     plan: Callable[..., publish.PublishPlan], raw: Path, rounded: Path, left: Callable[[], Left], first: str
 ) -> None:

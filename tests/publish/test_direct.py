@@ -12,7 +12,7 @@ import pytest
 
 from tests.disk.images import qemu_make
 from tests.publish.test_publish import bytes_of
-from tests.support import few, require
+from tests.support import require
 from vmsnix_ops import errors
 from vmsnix_ops.aws.ebs_direct import engine, manifests, reading, writing
 from vmsnix_ops.aws.ebs_direct.engine import TransferConfig
@@ -95,9 +95,8 @@ def test_an_upload_at_the_limit_of_the_account_is_slower_and_complete(aws, direc
     assert {call.operation for call in refused} == {"PutSnapshotBlock"}
 
 
-@pytest.mark.parametrize(
-    "kind", few(["vhd", "raw", "qcow2-compressed", "vhd-fixed", "qcow2", "vhdx", "vmdk"], 1, seconds=3)
-)
+@pytest.mark.parametrize("kind", ["vhd", "raw", "qcow2-compressed", "vhd-fixed", "qcow2", "vhdx", "vmdk"])
+@pytest.mark.variants
 def test_an_image_of_every_format_becomes_an_ami_with_its_bytes_despite_network_errors(
     aws, direct, raw, tmp_path, left, kind
 ):
@@ -382,9 +381,8 @@ def with_blocks(snapshot_id, change):
     manifests.save(tables, other)
 
 
-@pytest.mark.parametrize(
-    "damage", few(["another identity", "cut", "another scheme", "another snapshot"], 2, seconds=2)
-)
+@pytest.mark.parametrize("damage", ["another identity", "cut", "another scheme", "another snapshot"])
+@pytest.mark.variants(seconds=2)
 def test_a_manifest_that_cannot_be_used_means_a_full_upload(direct, raw, damage):
     first = direct(image=str(raw)).apply()
     path = load().state / "history" / "manifests" / first.snapshot_id
@@ -451,8 +449,9 @@ def test_the_setting_put_ceiling_is_shared_by_all_workers_of_a_download(
 # Verification
 
 
-@pytest.mark.parametrize("via", few(["direct", "import"], 1, seconds=4))
-@pytest.mark.parametrize("verify", few(["whole", "sample"], 1, seconds=2))
+@pytest.mark.parametrize("via", ["direct", "import"])
+@pytest.mark.parametrize("verify", ["whole", "sample"])
+@pytest.mark.variants(seconds=4)
 def test_verify_compares_the_snapshot(aws, plan, raw, via, verify):
     result = plan(image=str(raw), via=via, verify=verify).apply()
     assert "verify" in {step.step for step in result.steps}
@@ -466,6 +465,7 @@ def gets(aws) -> int:
 
 
 @pytest.mark.parametrize(("verify", "compared"), [("none", 0), ("sample", 5), ("whole", None)])
+@pytest.mark.variants
 def test_a_sample_compares_some_blocks_and_whole_compares_all(
     aws, direct, raw, monkeypatch, verify, compared
 ):

@@ -7,7 +7,6 @@ import json
 import pytest
 
 from tests.publish.test_direct import BLOCK, changed, raw  # noqa: F401 (a fixture)
-from tests.support import few
 from vmsnix_ops import errors
 from vmsnix_ops.publish import preflight
 
@@ -52,6 +51,7 @@ def test_an_upload_leaves_encryption_to_the_bucket(aws, plan):
 
 
 @pytest.mark.parametrize("given", [KEY, KEY.rpartition("/")[2]])
+@pytest.mark.variants
 def test_a_key_encrypts_object_snapshot_and_ami(aws, plan, allowed, given):
     one = plan(kms_key=given)
     source = one.upload(one.build())
@@ -64,7 +64,8 @@ def test_a_key_encrypts_object_snapshot_and_ami(aws, plan, allowed, given):
     assert plan(kms_key=KEY).apply().ami_id == result.ami_id
 
 
-@pytest.mark.parametrize("via", few(["import", "direct"], 1, seconds=3))
+@pytest.mark.parametrize("via", ["import", "direct"])
+@pytest.mark.variants
 def test_a_snapshot_with_another_key_is_neither_reused_nor_registered(aws, plan, allowed, via):
     make = direct if via == "direct" else lambda plan, **changes: plan(**changes)
     plain = make(plan).apply()

@@ -225,6 +225,7 @@ def test_an_object_with_our_bytes_is_not_sent_again(aws, plan):
 
 
 @pytest.mark.parametrize("ended", ["completed", "aborted", "completed and imported"])
+@pytest.mark.variants
 def test_an_upload_that_another_publisher_ends_is_found_or_made_again(aws, plan, left, ended):
     first, second = plan(), plan()
     built, others = first.build(), second.build()

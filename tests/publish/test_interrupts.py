@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.support import few, wait_until
+from tests.support import wait_until
 
 BUCKET, REGION = "vmsnix-images", "us-east-1"
 PUBLISHER = """
@@ -37,25 +37,22 @@ def interrupt_when(fault, image) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     ("slow", "text"),
-    few(
-        [
-            (
-                {"op": "s3:UploadPart", "do": "delay", "when": "after", "seconds": 1},
-                "uploaded parts are kept",
-            ),
-            (
-                {"op": "ec2:ImportSnapshot", "do": "delay", "when": "after", "seconds": 1},
-                "import was cancelled",
-            ),
-            (
-                {"op": "ec2:RegisterImage", "do": "delay", "when": "after", "seconds": 2},
-                "snapshot is kept",
-            ),
-        ],
-        1,
-        seconds=9,
-    ),
+    [
+        (
+            {"op": "s3:UploadPart", "do": "delay", "when": "after", "seconds": 1},
+            "uploaded parts are kept",
+        ),
+        (
+            {"op": "ec2:ImportSnapshot", "do": "delay", "when": "after", "seconds": 1},
+            "import was cancelled",
+        ),
+        (
+            {"op": "ec2:RegisterImage", "do": "delay", "when": "after", "seconds": 2},
+            "snapshot is kept",
+        ),
+    ],
 )
+@pytest.mark.variants(seconds=9)
 def test_after_ctrl_c_the_next_run_continues(aws, plan, image, left, slow, text):
     fast = aws.clock.speed
     if slow["op"] == "ec2:ImportSnapshot":

@@ -163,6 +163,7 @@ def test_without_a_result_the_verdict_is_that_it_matches_its_tag(account: Accoun
         {"runbook": "publish-ami", "via": 1},
     ],
 )
+@pytest.mark.variants
 def test_a_result_of_another_ami_or_job_proves_nothing(account: Account, values: dict[str, Any]) -> None:
     ami = account.ami(account.snapshot(disk()), tag=identity(disk()))
     account.record(ami, identity(disk()), **values)
@@ -180,6 +181,7 @@ def test_the_result_of_a_proof_by_tag_proves_nothing(account: Account) -> None:
 
 
 @pytest.mark.parametrize("up", ["..", "../runs/..", "/"])
+@pytest.mark.variants
 def test_a_run_id_that_leads_out_of_the_archive_is_not_used(
     account: Account, up: str, tmp_path: Path
 ) -> None:
@@ -409,6 +411,7 @@ def test_a_sample_without_a_manifest_is_not_provable(account: Account) -> None:
     ],
     ids=["other", "forged", "scheme", "beyond the disk"],
 )
+@pytest.mark.variants
 def test_a_manifest_that_does_not_prove_its_identity_is_not_used(
     account: Account, blocks: dict[int, bytes], changes: dict[str, Any], text: str
 ) -> None:

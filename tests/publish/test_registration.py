@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.support import few, wait_until
+from tests.support import wait_until
 from vmsnix_ops import errors
 from vmsnix_ops.aws import images, imports
 from vmsnix_ops.disk.sample import make_sample_image
@@ -77,7 +77,8 @@ def both_snapshots(aws, first, second):
     return found[0], made
 
 
-@pytest.mark.parametrize("winner", few(["import", "direct"], 1, seconds=4))
+@pytest.mark.parametrize("winner", ["import", "direct"])
+@pytest.mark.variants(seconds=4)
 def test_concurrent_import_and_direct_leave_one_snapshot_and_report_it(aws, plan, left, winner):
     plans = {"import": plan(verify="sample"), "direct": direct(plan, verify="sample")}
     snapshots = dict(zip(plans, both_snapshots(aws, *plans.values()), strict=True))
@@ -227,7 +228,8 @@ def test_an_ami_that_is_pending_for_days_is_refused_before_the_upload(aws, plan,
 
 
 @pytest.mark.parametrize("shown", [[], [{"DeviceName": "/dev/sda1", "Ebs": {"VolumeType": "gp3"}}]])
-@pytest.mark.parametrize("via", few(["import", "direct"], 1, seconds=3))
+@pytest.mark.parametrize("via", ["import", "direct"])
+@pytest.mark.variants
 def test_a_pending_ami_is_waited_for_and_compared_when_it_is_available(aws, plan, left, changes, via, shown):
     """A promotion copies it into this region. AWS reports neither its snapshot nor, at first, its disks."""
     made = direct(plan).apply()
@@ -285,8 +287,9 @@ def test_a_disabled_ami_is_refused_before_the_upload(aws, plan, changes):
     assert changes() == []
 
 
-@pytest.mark.parametrize("via", few(["import", "direct"], 1, seconds=4))
-@pytest.mark.parametrize("days", few([None, 3], 1, seconds=3))
+@pytest.mark.parametrize("via", ["import", "direct"])
+@pytest.mark.parametrize("days", [None, 3])
+@pytest.mark.variants(seconds=4)
 def test_an_archived_snapshot_of_our_bytes_is_not_registered(aws, plan, via, days):
     asked = {} if via == "import" else {"via": "direct", "bucket": "", "role_name": ""}
     first = plan(**asked).apply()
@@ -411,7 +414,8 @@ def test_delete_on_termination_is_always_set_for_additional_disks(aws, plan, ima
     assert plan().apply().outcome == "reused"
 
 
-@pytest.mark.parametrize("encrypted", few([True, False], 1, seconds=2))
+@pytest.mark.parametrize("encrypted", [True, False])
+@pytest.mark.variants(seconds=2)
 def test_an_additional_disk_with_another_encryption_is_refused(plan, image, encrypted):
     def mappings(**more):
         return [{"DeviceName": "/dev/sdb", "Ebs": {"VolumeSize": 8, **more}}]
@@ -616,7 +620,8 @@ def test_a_root_volume_smaller_than_the_disk_is_refused(plan, image, tmp_path):
 # Tags
 
 
-@pytest.mark.parametrize("via", few(["import", "direct"], 1, seconds=2))
+@pytest.mark.parametrize("via", ["import", "direct"])
+@pytest.mark.variants(seconds=2)
 def test_an_empty_tag_and_the_longest_ones_are_set_once_for_all(aws, plan, via):
     asked = {"tags": {"team": "", "k" * 127: "v" * 255}}
     asked |= {} if via == "import" else {"via": "direct", "bucket": "", "role_name": ""}

@@ -12,7 +12,6 @@ from tests.disk.reference_identity import identity_of_raw
 from tests.publish.conftest import REGION
 from tests.publish.proving import BLOCK, HOME, WEST, Account, block, disk, identity, proof, row
 from tests.publish.test_prove import account, keep_manifest, root_of, served
-from tests.support import few
 from vmsnix_ops.disk.sample import make_sample_image
 
 if TYPE_CHECKING:
@@ -53,16 +52,13 @@ IMPORTED = ("raw", "rounded vhd", "vhd", "fixed vhd", "vmdk")
 
 @pytest.mark.parametrize(
     ("container", "via"),
-    few(
-        [
-            ("rounded vhd", "import"),
-            *((name, "direct") for name in CONTAINERS),
-            *((name, "import") for name in IMPORTED if name != "rounded vhd"),
-        ],
-        0,
-        seconds=6,
-    ),
+    [
+        ("rounded vhd", "import"),
+        *((name, "direct") for name in CONTAINERS),
+        *((name, "import") for name in IMPORTED if name != "rounded vhd"),
+    ],
 )
+@pytest.mark.variants(quick=0, seconds=6)
 def test_an_image_of_every_format_and_method_is_proven_and_so_are_its_copies(
     aws: Sandbox,
     plan: Callable[..., publish.PublishPlan],
@@ -130,8 +126,9 @@ def flipped(data: bytes, bit: int) -> bytes:
     return bytes(changed)
 
 
-@pytest.mark.parametrize("index", few([1002, 0, 500, DISK_BLOCKS, 7, 8, 2047], 2, seconds=3))
+@pytest.mark.parametrize("index", [1002, 0, 500, DISK_BLOCKS, 7, 8, 2047])
 @pytest.mark.parametrize("bit", [0, 8 * BLOCK - 1])
+@pytest.mark.variants
 def test_one_bit_is_found_anywhere(account: Account, good: str, index: int, bit: int) -> None:
     """In the first, the last, a zero, an absent block, behind the disk, and at the volume's end."""
     changed(account, good, {index: flipped(disk().get(index, bytes(BLOCK)), bit)})
@@ -148,19 +145,16 @@ def test_one_bit_is_found_at_a_hundred_random_places(account: Account, good: str
 
 @pytest.mark.parametrize(
     "blocks",
-    few(
-        [
-            pytest.param({7: bytes(BLOCK), 9: block(7)}, id="moved"),
-            pytest.param({3: bytes(BLOCK)}, id="zeroed"),
-            pytest.param({DISK_BLOCKS + 1: block(0)}, id="beyond the disk"),
-            pytest.param({2: block(5), 5: block(2)}, id="swapped"),
-            pytest.param({600: block(3)}, id="doubled"),
-            pytest.param({index: block(index + 50) for index in range(30)}, id="many"),
-        ],
-        3,
-        seconds=3,
-    ),
+    [
+        pytest.param({7: bytes(BLOCK), 9: block(7)}, id="moved"),
+        pytest.param({3: bytes(BLOCK)}, id="zeroed"),
+        pytest.param({DISK_BLOCKS + 1: block(0)}, id="beyond the disk"),
+        pytest.param({2: block(5), 5: block(2)}, id="swapped"),
+        pytest.param({600: block(3)}, id="doubled"),
+        pytest.param({index: block(index + 50) for index in range(30)}, id="many"),
+    ],
 )
+@pytest.mark.variants
 def test_blocks_that_were_moved_removed_or_added_are_found(
     account: Account, good: str, blocks: dict[int, bytes]
 ) -> None:

@@ -15,7 +15,6 @@ import pytest
 
 from tests.channels.conftest import HOME, WEST
 from tests.publish.conftest import aws, image, plan
-from tests.support import few
 from vmsnix_ops.audit.sync import sync
 from vmsnix_ops.channels import promote
 from vmsnix_ops.errors import RecordsError
@@ -95,7 +94,8 @@ DAMAGES = [
 ]
 
 
-@pytest.mark.parametrize("damage", few(DAMAGES, 1, seconds=4))
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.variants(seconds=4)
 def test_a_publish_with_damaged_tables_registers_the_ami_and_lists_what_is_not_recorded(
     aws: object, plan: Callable[..., publish.PublishPlan], damage: Callable[[Path], None]
 ) -> None:
@@ -126,7 +126,8 @@ def row_of(table: str) -> dict[str, object]:
     return rows[table]
 
 
-@pytest.mark.parametrize("damage", few(DAMAGES, 1, seconds=4))
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.variants(seconds=4)
 def test_a_promotion_with_damaged_tables_sets_the_channel_and_ends_partial(
     aws: object, plan: Callable[..., publish.PublishPlan], damage: Callable[[Path], None]
 ) -> None:
@@ -166,7 +167,8 @@ def use(tables: Tables, name: str) -> None:
     tables.append(name, [row_of(name)])
 
 
-@pytest.mark.parametrize("damage", few(DAMAGES, 2, seconds=2))
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.variants(seconds=2)
 def test_a_damaged_table_is_rebuilt_row_for_row(
     aws: object, plan: Callable[..., publish.PublishPlan], damage: Callable[[Path], None]
 ) -> None:
@@ -255,6 +257,7 @@ def test_a_killed_rebuild_is_finished_by_the_next(
 
 
 @pytest.mark.long(seconds=8)
+@pytest.mark.long(seconds=10)
 def test_tables_that_are_read_while_others_write_and_compact_lose_no_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

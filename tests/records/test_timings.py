@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from tests.records.synthetic import history
-from tests.support import few
 from vmsnix_ops import display, errors
 from vmsnix_ops.records import figures, timing_plots, timings
 from vmsnix_ops.records import history as recorded
@@ -385,7 +384,8 @@ def words(figure: Figure) -> str:
     return " ".join(text.get_text() for text in figure.findobj(Text))
 
 
-@pytest.mark.parametrize("plot", few(PLOTS, 1, seconds=4))
+@pytest.mark.parametrize("plot", PLOTS)
+@pytest.mark.variants(seconds=4)
 def test_the_pictures_have_axes_with_units_and_no_warning(
     plot: Callable[[pd.DataFrame], Figure], team: pd.DataFrame
 ) -> None:
@@ -399,6 +399,7 @@ def test_the_pictures_have_axes_with_units_and_no_warning(
 
 
 @pytest.mark.parametrize("plot", PLOTS)
+@pytest.mark.variants
 def test_a_plot_is_drawn_into_given_axes(plot: Callable[..., Figure], team: pd.DataFrame) -> None:
     one = team[(team["image"] == "gc-fwd") & (team["region"] == "us-east-1") & (team["step"] == "import")]
     one = pd.concat([one, team[team["run_id"].isin(one["run_id"]) & (team["step"] == "upload")]])
@@ -439,6 +440,7 @@ def test_the_trend_has_readable_dates_and_only_steps_that_matter(team: pd.DataFr
 
 
 @pytest.mark.parametrize("plot", PLOTS)
+@pytest.mark.variants
 def test_the_plots_are_readable_on_any_background(
     plot: Callable[[pd.DataFrame], Figure], team: pd.DataFrame
 ) -> None:

@@ -132,6 +132,7 @@ def test_a_child_reports_a_port_in_use() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.variants
 def test_serving_in_the_foreground_prints_exports_and_stops_cleanly(number: signal.Signals) -> None:
     command = [sys.executable, "-m", "vmsnix_ops.sandbox", "--prepare", "images"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

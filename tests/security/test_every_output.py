@@ -19,7 +19,7 @@ from tests.audit.conftest import own, served
 from tests.command_line import run_vmsnix, shelf
 from tests.hostile import HOSTILE, assert_safe_lines, hidden, read_github_file
 from tests.pages import Elements, Page
-from tests.support import few, finish
+from tests.support import finish
 from vmsnix_ops import display, progress
 from vmsnix_ops.channels import overview
 from vmsnix_ops.records import timing_plots
@@ -116,9 +116,8 @@ raise RunError("\\n".join(words), why=" ".join(words), fix=words[2])
 """
 
 
-@pytest.mark.parametrize(
-    "ends", few([WRITE, WRITE + RAISE, "raise ValueError('\\n'.join(words))"], 1, seconds=4)
-)
+@pytest.mark.parametrize("ends", [WRITE, WRITE + RAISE, "raise ValueError('\\n'.join(words))"])
+@pytest.mark.variants(seconds=4)
 def test_a_run_shows_hostile_text_as_text(shelf: Shelf, tmp_path: Path, ends: str) -> None:
     words = tmp_path / "words.json"
     words.write_text(json.dumps(EVIL))

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.runbooks.shelf import Shelf, make_shelf, notebook
-from tests.support import few
 from vmsnix_ops import files
 from vmsnix_ops.records.tables import Tables
 from vmsnix_ops.runbooks.execution.execute import run
@@ -178,7 +177,8 @@ def put(shelf: Shelf, *cells: str) -> None:
     (shelf.folder / "10-try-this.ipynb").write_text(json.dumps(notebook(*cells, parameters=PARAMETERS)))
 
 
-@pytest.mark.parametrize("remote", few([False, True], 1, seconds=3), ids=["folder", "bucket"])
+@pytest.mark.parametrize("remote", [False, True], ids=["folder", "bucket"])
+@pytest.mark.variants
 def test_a_run_full_of_secrets_keeps_none(remote: bool, shelf: Shelf, aws: Any, tmp_path: Path) -> None:
     put(shelf, LEAVES, PRINTS, USES, FAILS)
     summary, outputs = tmp_path / "summary.md", tmp_path / "outputs"

@@ -94,6 +94,7 @@ def test_a_secret_of_the_environment_is_found(
 
 
 @pytest.mark.usefixtures("rows")
+@pytest.mark.variants
 def test_credentials_in_use_are_found_with_any_characters() -> None:
     values = [
         "a.b*c+d?e(f)g[h]",

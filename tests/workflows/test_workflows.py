@@ -67,6 +67,7 @@ def test_zizmor_would_find_something(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("schema", ["github-workflows", "dependabot"])
+@pytest.mark.variants
 def test_the_workflows_match_the_schemas_of_github(schema: str) -> None:
     files = [
         str(path)

@@ -68,6 +68,7 @@ def current_state(fleet: Fleet, ami: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("at", kill_points(RETIRING, 2, 5, 7))
+@pytest.mark.variants
 def test_a_killed_retirement_is_completed_by_the_next_run(fleet: Fleet, at: int) -> None:
     ami = shared(fleet)
     before = current_state(fleet, ami)
@@ -82,6 +83,7 @@ def test_a_killed_retirement_is_completed_by_the_next_run(fleet: Fleet, at: int)
 
 
 @pytest.mark.parametrize("at", kill_points(RESTORING, 1, 2, 8))
+@pytest.mark.variants
 def test_a_killed_restoration_is_completed_by_the_next_run(fleet: Fleet, at: int) -> None:
     ami = shared(fleet)
     before = current_state(fleet, ami)
@@ -94,6 +96,7 @@ def test_a_killed_restoration_is_completed_by_the_next_run(fleet: Fleet, at: int
 
 
 @pytest.mark.parametrize("at", kill_points(DELETING, 1, 2, 3, 4))
+@pytest.mark.variants
 def test_a_killed_deletion_is_completed_by_the_next_run(fleet: Fleet, at: int) -> None:
     ami = shared(fleet)
     fleet.apply(allow_shared=True)

@@ -274,6 +274,7 @@ def test_invalid_parameters_are_refused(fleet: Fleet, wrong: dict[str, Any], mes
 
 
 @pytest.mark.parametrize("confirm", ["", "2", "yes", OTHER_ACCOUNT])
+@pytest.mark.variants
 def test_nothing_happens_without_the_right_confirmation(fleet: Fleet, confirm: str) -> None:
     ami = fleet.ami()
     with pytest.raises(

@@ -119,6 +119,7 @@ def use(fleet: Fleet, resource_id: str, how: str) -> None:
     ],
 )
 @pytest.mark.parametrize("days", [0, 20])
+@pytest.mark.variants(quick=2)
 def test_the_usage_of_an_ami_is_read_again_right_before_it_is_changed(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch, how: str, message: str, days: int
 ) -> None:

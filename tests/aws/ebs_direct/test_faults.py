@@ -14,7 +14,7 @@ import pytest
 from tests.aws.ebs_direct.test_resume import BLOCK, REGION, Upload, aws, image, puts, snapshots
 from tests.publish.test_publish import bytes_of
 from tests.quick import SNAPSHOT_MINUTES
-from tests.support import few, join, wait_until
+from tests.support import join, wait_until
 from vmsnix_ops import errors
 from vmsnix_ops.aws.ebs_direct import engine, writing
 from vmsnix_ops.aws.ebs_direct import worker as block_worker
@@ -40,24 +40,21 @@ def arrived(aws, made, image) -> bool:
 
 @pytest.mark.parametrize(
     "fault",
-    few(
-        [
-            pytest.param({"do": "error", "probability": 0.3, **THROTTLED}, id="throttled"),
-            pytest.param({"do": "error", "probability": 0.3, "code": "InternalServerException"}, id="500"),
-            pytest.param({"do": "error", "nth": [1, 2, 9], "http": 503, "code": "Unavailable"}, id="503"),
-            pytest.param({"do": "drop", "probability": 0.3}, id="dropped"),
-            pytest.param({"do": "drop", "when": "after", "probability": 0.3}, id="answer lost"),
-            pytest.param({"do": "reset", "probability": 0.3}, id="reset"),
-            pytest.param(
-                {"do": "reset", "when": "body", "of": "request", "keep": 100_000, "nth": [2, 5, 6]}, id="cut"
-            ),
-            pytest.param({"do": "drop", "when": "body", "keep": 10, "nth": [1, 7]}, id="answer cut"),
-            pytest.param({"do": "error", "nth": [1, 2, 3, 4, 5, 6], **GONE}, id="not yet visible"),
-        ],
-        3,
-        seconds=2,
-    ),
+    [
+        pytest.param({"do": "error", "probability": 0.3, **THROTTLED}, id="throttled"),
+        pytest.param({"do": "error", "probability": 0.3, "code": "InternalServerException"}, id="500"),
+        pytest.param({"do": "error", "nth": [1, 2, 9], "http": 503, "code": "Unavailable"}, id="503"),
+        pytest.param({"do": "drop", "probability": 0.3}, id="dropped"),
+        pytest.param({"do": "drop", "when": "after", "probability": 0.3}, id="answer lost"),
+        pytest.param({"do": "reset", "probability": 0.3}, id="reset"),
+        pytest.param(
+            {"do": "reset", "when": "body", "of": "request", "keep": 100_000, "nth": [2, 5, 6]}, id="cut"
+        ),
+        pytest.param({"do": "drop", "when": "body", "keep": 10, "nth": [1, 7]}, id="answer cut"),
+        pytest.param({"do": "error", "nth": [1, 2, 3, 4, 5, 6], **GONE}, id="not yet visible"),
+    ],
 )
+@pytest.mark.variants(seconds=2)
 def test_temporary_errors_are_retried(aws, image, upload, fault):
     rule = aws.faults.add({"op": PUT, **fault})
     made = upload.run()

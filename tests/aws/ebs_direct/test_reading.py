@@ -13,7 +13,7 @@ import boto3
 import pytest
 
 from tests.aws.ebs_direct.test_resume import BLOCK, FOLDER, REGION, Upload, aws, image
-from tests.support import few, kill, wait_until
+from tests.support import kill, wait_until
 from vmsnix_ops import errors, files
 from vmsnix_ops.aws.ebs_direct import reading
 from vmsnix_ops.aws.ebs_direct.engine import TransferConfig
@@ -63,18 +63,15 @@ def test_a_block_of_zeros_stays_a_hole(aws, image, tmp_path):
 
 @pytest.mark.parametrize(
     "fault",
-    few(
-        [
-            pytest.param({"do": "drop", "when": "body", "keep": 200_000, "nth": [1, 4]}, id="cut"),
-            pytest.param(
-                {"do": "error", "probability": 0.3, "code": "RequestThrottledException"}, id="throttled"
-            ),
-            pytest.param({"do": "hang", "nth": [2], "seconds": 60}, id="hung"),
-        ],
-        1,
-        seconds=2,
-    ),
+    [
+        pytest.param({"do": "drop", "when": "body", "keep": 200_000, "nth": [1, 4]}, id="cut"),
+        pytest.param(
+            {"do": "error", "probability": 0.3, "code": "RequestThrottledException"}, id="throttled"
+        ),
+        pytest.param({"do": "hang", "nth": [2], "seconds": 60}, id="hung"),
+    ],
 )
+@pytest.mark.variants(seconds=2)
 def test_temporary_errors_are_retried(aws, snapshot, image, tmp_path, fault):
     aws.faults.add({"op": GET, **fault})
     done = download(snapshot, tmp_path / "copy.raw")
@@ -164,7 +161,8 @@ def begun(path):
     return journal.exists() and journal.read_text().count("\n") > 1
 
 
-@pytest.mark.parametrize("same", few([True, False], 1, seconds=2), ids=["same snapshot", "another snapshot"])
+@pytest.mark.parametrize("same", [True, False], ids=["same snapshot", "another snapshot"])
+@pytest.mark.variants(seconds=2)
 def test_a_second_download_to_a_file_is_refused_with_the_name_of_the_first(
     aws, snapshot, image, tmp_path, same
 ):

@@ -15,7 +15,6 @@ import pytest
 from tests.command_line import run_vmsnix
 from tests.runbooks.execution.test_signals import WAITS, Running
 from tests.runbooks.shelf import make_shelf
-from tests.support import few
 from vmsnix_ops.records.tables import Tables
 
 if TYPE_CHECKING:
@@ -302,17 +301,14 @@ entry.unlink()
 
 @pytest.mark.parametrize(
     "how",
-    few(
-        [
-            "os.mkfifo(entry)",
-            "entry.write_text('[' * 100_000)",
-            'entry.write_text(\'{"problems": 5, "steps": 7, "failure": "x"}\')',
-            "os.mkfifo(entry.with_name('.error.json')); raise ValueError('it ends so')",
-        ],
-        2,
-        seconds=1,
-    ),
+    [
+        "os.mkfifo(entry)",
+        "entry.write_text('[' * 100_000)",
+        'entry.write_text(\'{"problems": 5, "steps": 7, "failure": "x"}\')',
+        "os.mkfifo(entry.with_name('.error.json')); raise ValueError('it ends so')",
+    ],
 )
+@pytest.mark.variants(quick=2, seconds=1)
 def test_a_notebook_that_damages_its_entry_still_gets_its_verdict(shelf: Shelf, how: str) -> None:
     outcome = shelf.run(SPOILS + how)
     assert outcome.status == ("failed" if "raise" in how else "done")

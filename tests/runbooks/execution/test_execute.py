@@ -118,6 +118,7 @@ def test_without_a_folder_relative_paths_start_at_the_working_directory(
 
 
 @pytest.mark.parametrize("code", [0, 7])
+@pytest.mark.variants
 def test_a_notebook_that_exits_has_not_done_its_job(shelf: Shelf, code: int) -> None:
     outcome = shelf.run(f"import sys\nsys.exit({code})", "print('never')")
     assert (outcome.status, outcome.exit_code) == ("failed", 1)
@@ -299,6 +300,7 @@ def test_run_ids_sort_by_time_and_differ(shelf: Shelf) -> None:
     ("error", "status", "exit_code"),
     [("RoleError", "failed", 1), ("ParameterError", "failed", 2), ("PartialError", "partial", 3)],
 )
+@pytest.mark.variants
 def test_an_error_of_vmsnix_keeps_what_why_and_fix(
     shelf: Shelf, error: str, status: str, exit_code: int
 ) -> None:

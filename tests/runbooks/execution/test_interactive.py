@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.runbooks.execution.kernel import RunFiles, code_cells, kernel, runs_in
-from tests.support import DEADLINE, few
+from tests.support import DEADLINE
 from vmsnix_ops.records.tables import Tables
 from vmsnix_ops.runbooks import catalog
 from vmsnix_ops.runbooks.evidence import chain, verification
@@ -169,6 +169,7 @@ def test_papermill_makes_a_run(tmp_path: Path) -> None:
         ("1", ["-r", "via", "neither"], 2, "failed"),
     ],
 )
+@pytest.mark.variants
 def test_the_exit_code_that_papermill_does_not_have_is_in_the_result(
     tmp_path: Path, source: str, options: list[str], exit_code: int, status: str
 ) -> None:
@@ -181,9 +182,8 @@ def test_the_exit_code_that_papermill_does_not_have_is_in_the_result(
     assert [row["status"] for row in rows(tmp_path / "state")] == [status]
 
 
-@pytest.mark.parametrize(
-    "words", few([["nbconvert", "--execute", "--to", "notebook"], ["jupyter", "execute"]], 1, seconds=6)
-)
+@pytest.mark.parametrize("words", [["nbconvert", "--execute", "--to", "notebook"], ["jupyter", "execute"]])
+@pytest.mark.variants(seconds=6)
 def test_jupyter_execute_and_nbconvert_make_a_run_also_of_a_changed_copy(
     tmp_path: Path, words: list[str]
 ) -> None:

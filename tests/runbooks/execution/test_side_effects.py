@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from botocore.session import Session
 
-from tests.support import few, wait_until
+from tests.support import wait_until
 from vmsnix_ops.aws.iam.permissions import PERMISSIONS
 from vmsnix_ops.errors import ConfirmationError, SideEffectsError
 from vmsnix_ops.runbooks.execution.side_effects import (
@@ -243,23 +243,20 @@ def test_a_read_only_notebook_cannot_deregister(shelf: Shelf, aws: Any, ec2: Any
 
 @pytest.mark.parametrize(
     ("cells", "kept_from"),
-    few(
-        [
-            ((SIGN,), "s3:DeleteObject"),
-            (
-                ("import boto3\nboto3.client('s3').put_object(Bucket='images', Key='x', Body=b'')",),
-                "s3:PutObject",
-            ),
-            (
-                ("import boto3\nboto3.resource('s3').Bucket('images').upload_file('/etc/hostname', 'x')",),
-                "s3:PutObject",
-            ),
-        ],
-        1,
-        seconds=3,
-    ),
+    [
+        ((SIGN,), "s3:DeleteObject"),
+        (
+            ("import boto3\nboto3.client('s3').put_object(Bucket='images', Key='x', Body=b'')",),
+            "s3:PutObject",
+        ),
+        (
+            ("import boto3\nboto3.resource('s3').Bucket('images').upload_file('/etc/hostname', 'x')",),
+            "s3:PutObject",
+        ),
+    ],
     ids=["presigned", "client", "transfer"],
 )
+@pytest.mark.variants
 def test_all_kinds_of_boto3_calls_are_checked(
     shelf: Shelf, aws: Any, cells: tuple[str, ...], kept_from: str
 ) -> None:

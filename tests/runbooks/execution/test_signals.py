@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support import few, read_line, wait_until
+from tests.support import read_line, wait_until
 from vmsnix_ops.runbooks.evidence.runs import Archive
 
 if TYPE_CHECKING:
@@ -76,7 +76,8 @@ class Running:
         return self.process.returncode, printed, complained
 
 
-@pytest.mark.parametrize("number", few([signal.SIGINT, signal.SIGTERM, signal.SIGHUP], 2, seconds=3))
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.variants
 def test_a_signal_lets_the_notebook_clean_up_and_keeps_the_evidence(
     shelf: Shelf, number: signal.Signals
 ) -> None:
