@@ -6,9 +6,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
+import socket
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -180,6 +183,26 @@ def test_a_new_tpm_has_zeros_and_a_stopped_one_is_an_error() -> None:
         with pytest.raises(BootFailedError, match="swtpm did not answer"):
             chip.read()
     assert not chip.control.parent.exists()
+
+
+SLOW_SWTPM = """#!{python}
+import os, socket, sys, time
+path = sys.argv[-1].removeprefix("type=unixio,path=")
+server = socket.socket(socket.AF_UNIX)
+server.bind(path)
+time.sleep(0.3)
+server.listen()
+time.sleep(60)
+"""
+
+
+def test_a_tpm_is_used_when_it_accepts_connections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "swtpm"
+    program.write_text(SLOW_SWTPM.format(python=sys.executable))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with tpm.running_tpm() as chip, socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(chip.control))
 
 
 def test_an_image_with_a_tpm_needs_swtpm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -49,6 +49,11 @@ class Tpm:
             *("-device", f"{device},tpmdev=tpm"),
         ]
 
+    def listens(self) -> bool:
+        """Return whether swtpm accepts connections. Its socket exists a moment earlier."""
+        with socket.socket(socket.AF_UNIX) as client:
+            return not client.connect_ex(str(self.control))
+
     def read(self) -> dict[str, dict[int, str]]:
         """Return the PCRs by bank and number, in hexadecimal, after QEMU was killed.
 
@@ -114,7 +119,7 @@ def running_tpm() -> Iterator[Tpm]:
         with started:
             try:
                 until = time.monotonic() + SECONDS
-                while not tpm.control.exists() and started.poll() is None and time.monotonic() < until:
+                while not tpm.listens() and started.poll() is None and time.monotonic() < until:
                     time.sleep(0.02)
                 yield tpm
             finally:
