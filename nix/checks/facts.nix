@@ -182,6 +182,7 @@ let
   containers = config.systemd.slices.ecstasks.sliceConfig;
   daemon = config.virtualisation.docker.daemon.settings;
   agent = services.ecs-agent;
+  emptied = services.empty-state;
   cluster = config.vmsnix.ecs.cluster or null;
 
   attestedFacts = {
@@ -214,8 +215,15 @@ let
       == lib.optional docker "/var/lib/docker"
       && lib.attrNames data
       == [ "/home" "/var" ] ++ lib.optional docker "/var/lib/docker";
-    "the state of containers is empty after a boot" =
-      docker -> config.systemd.tmpfiles.settings."20-vmsnix-executable-state"."/var/lib/docker" ? "D!";
+    "Docker and the ECS agent start only with empty state after a boot" =
+      docker
+      ->
+        emptied.unitConfig.RequiresMountsFor == [ "/var/lib/docker" "/var/lib/ecs" ]
+        && lib.hasPrefix "/var/lib/ecs/" agent.environment.ECS_DATADIR
+        && emptied.scriptArgs == "/var/lib/docker /var/lib/ecs"
+        && has "-mindepth 1 -delete" emptied.script
+        && emptied.before == [ "docker.service" "ecs-agent.service" ]
+        && emptied.requiredBy == emptied.before;
     "users and their passwords are part of the verified store" =
       config.services.userborn.static
       && lib.all (file: lib.hasPrefix "/nix/store/" (toString files.${file}.source)) [ "group" "passwd" "shadow" ];
@@ -229,7 +237,8 @@ let
       && !config.systemd.enableEmergencyMode;
 
     # What runs as root.
-    "user data is not run" = !config.virtualisation.amazon-init.enable && !(services ? amazon-init);
+    "user data is not run, and contains no credentials for systemd" =
+      !config.virtualisation.amazon-init.enable && !(services ? amazon-init) && has " systemd.imds=no " cmdline;
     "there is no SSM agent" = !config.services.amazon-ssm-agent.enable && !(services ? amazon-ssm-agent);
     "user data sets no SSH keys" = !services.apply-ec2-data.enable;
     "root cannot log in" =
@@ -293,12 +302,11 @@ let
       );
 
     # The output.
-    "image-info.json has the registration, the root hash, the UKI, the cluster, and whether the image is interactive" =
+    "image-info.json has the registration, the root hash, the cluster, and whether the image is interactive" =
       lib.all (part: has part image.postInstall) [
         (builtins.toJSON { inherit (config.vmsnix.attested) interactive; inherit cluster; })
         "\"registerImage\":${builtins.toJSON register}"
         "\"tpm\":\"v2.0\""
-        "ukiSource=${variant.system.build.uki}"
         "--arg root_hash "
       ];
     "UUIDs of the disk are fixed" =

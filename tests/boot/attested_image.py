@@ -95,7 +95,7 @@ def write_output(folder: Path, disk: bytes, *, attested: Mapping[str, object] | 
     path, support = folder / "attested.img", folder / "nix-support"
     support.mkdir(parents=True, exist_ok=True)
     path.write_bytes(disk)
-    declared = {"root_hash": root_hash, "uki": None, "interactive": False, "cluster": None}
+    declared = {"root_hash": root_hash, "interactive": False, "cluster": None}
     info = {
         "label": "26.11.attested",
         "system": "x86_64-linux",

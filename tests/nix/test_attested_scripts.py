@@ -20,6 +20,7 @@ from vmsnix_ops.nix.image import read_image
 MODULES = Path(__file__).parents[2] / "nix/modules"
 USER_DATA = MODULES / "profiles/user-data.sh"
 OUTPUT = MODULES / "profiles/attested-output.sh"
+EMPTY = MODULES / "profiles/empty-state.sh"
 RUNTIME = MODULES / "profiles/unprivileged-runtime.sh"
 ACCEPTED = "grafana-cloud:GRAFANA_CLOUD_TOKEN ecs.config:ECS_CLUSTER ecs.config:ECS_LOGLEVEL"
 
@@ -171,6 +172,39 @@ def test_the_runtime_does_everything_else_as_runc(tmp_path: Path) -> None:
     assert (result.returncode, result.stdout) == (0, "runc --root /run/docker kill c0ffee 15\n")
 
 
+# An ext4 file system with the states of a boot: the second one is a symbolic link.
+STATES = """
+set -e
+cd "$1"; truncate --size=4M disk; mkfs.ext4 -q disk; mkdir mnt; mount -o loop disk mnt; cd mnt
+mkdir -p docker/containers/.c0 elsewhere/data; touch docker/containers/.c0/config elsewhere/data/agent.db
+ln -s elsewhere ecs; $2 docker/containers/.c0/config
+bash "$3" docker ecs && outcome=emptied || outcome=failed
+chattr -R -i docker; echo "$outcome: $(find docker elsewhere | sort | tr '\\n' ' ')"
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("true", "emptied: docker elsewhere"),
+        (
+            "chattr +i",
+            "failed: docker docker/containers docker/containers/.c0 docker/containers/.c0/config elsewhere",
+        ),
+    ],
+)
+def test_state_of_the_last_boot_is_deleted_or_nothing_starts(
+    tmp_path: Path, change: str, expected: str
+) -> None:
+    for tool in ("mkfs.ext4", "chattr"):
+        require(tool)
+    command = ["unshare", "--mount", "bash", "-c", STATES, "", tmp_path, change, EMPTY]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=DEADLINE)
+    if "mount" in result.stderr:
+        pytest.skip("this user may not mount a file system")
+    assert result.stdout.strip() == expected, result.stderr
+
+
 def test_the_output_describes_its_disk_and_its_measured_parts(tmp_path: Path) -> None:
     require("jq")
     out = tmp_path / "out"
@@ -178,7 +212,6 @@ def test_the_output_describes_its_disk_and_its_measured_parts(tmp_path: Path) ->
     make_sample_image(tmp_path / "sample", format="raw", boot_mode="uefi")
     (disk,) = (tmp_path / "sample").glob("*.img")
     disk.rename(out / "gc-fwd.raw")
-    (tmp_path / "nixos.efi").write_bytes(b"UKI")
     partitions = [
         {"type": "esp", "roothash": None},
         {"type": "usr-x86-64-verity", "roothash": "05db"},
@@ -197,17 +230,14 @@ def test_the_output_describes_its_disk_and_its_measured_parts(tmp_path: Path) ->
     values = {
         "out": str(out),
         "disk": "gc-fwd.raw",
-        "uki": "gc-fwd.efi",
-        "ukiSource": str(tmp_path / "nixos.efi"),
         "info": json.dumps(known),
     }
     subprocess.run(["bash", "-e", OUTPUT], check=True, env={**os.environ, **values}, timeout=DEADLINE)
     size = str((out / "gc-fwd.raw").stat().st_size)
     where = {"file": str(out / "gc-fwd.raw"), "logical_bytes": size}
-    measured = {"root_hash": "05db", "uki": "gc-fwd.efi", "interactive": False, "cluster": None}
+    measured = {"root_hash": "05db", "interactive": False, "cluster": None}
     info = json.loads((out / "nix-support/image-info.json").read_text())
     assert info == {**known, **where, "disks": {"root": where}, "attested": measured}
-    assert (out / "gc-fwd.efi").read_bytes() == b"UKI"
     image = read_image(out)
     assert (image.name, image.boot_mode, image.format) == ("gc-fwd", "uefi", "raw")
     assert image.register_image == {"TpmSupport": "v2.0"}

@@ -129,7 +129,7 @@ def debian(tmp_path: Path) -> Path:
     assert found is not None
     path = image / "nix-support/image-info.json"
     info = json.loads(path.read_text()) | {"logical_bytes": str(size)}
-    info["attested"] = {"root_hash": found.root_hash, "uki": None, "interactive": False, "cluster": "blue"}
+    info["attested"] = {"root_hash": found.root_hash, "interactive": False, "cluster": "blue"}
     path.write_text(json.dumps(info))
     return image
 

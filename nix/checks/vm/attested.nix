@@ -155,5 +155,11 @@ in
           host.reboot()
           host.wait_for_unit("docker.service")
           host.fail("test -e /var/lib/docker/added")
+
+      with subtest("Docker does not start beside a file that cannot be deleted"):
+          host.succeed("touch /var/lib/docker/added", "chattr +i /var/lib/docker/added", "sync")
+          host.reboot()
+          host.wait_until_succeeds("systemctl is-failed empty-state.service")
+          host.fail("systemctl start docker.service")
     '';
 }

@@ -10,7 +10,7 @@
 # the EC2 key pair and the SSH host keys of user data, deployments. The administrator can log in, but has no sudo.
 # User data is read as data: lines NAME=VALUE with the names that the image accepts become secret files.
 #
-# Adds the image format `attested`: a raw disk with the UKI beside it, and image-info.json.
+# Adds the image format `attested`: a raw disk and image-info.json.
 {
   config,
   lib,
@@ -26,6 +26,9 @@ let
   # null is a cluster that user data names.
   cluster = config.vmsnix.ecs.cluster or null;
   docker = config.virtualisation.docker.enable;
+  ecs = config.services.ecs-agent.enable;
+  # The agent starts the tasks of its saved state.
+  emptied = cfg.executableState ++ lib.optional ecs "/var/lib/ecs";
 
   notExecutable = [
     "noexec"
@@ -71,8 +74,9 @@ in
       defaultText = lib.literalMD "`/var/lib/docker` on a machine with Docker";
       example = [ "/var/lib/plugins" ];
       description = ''
-        Directories below /var with programs that a service must execute. The programs are not measured. Each
-        directory is empty after a boot, so that a changed disk cannot add a program to it.
+        Directories below /var with programs that a service must execute. The programs are not measured. The
+        service `empty-state` empties each directory at boot, so that a changed disk cannot add a program to it. A
+        service that uses another directory than Docker's must require it and start after it.
       '';
     };
   };
@@ -90,10 +94,12 @@ in
       boot.kernelParams = [
         # Mount no partition only because of its type.
         "systemd.gpt_auto=0"
+        # systemd 261 and newer take credentials from user data on EC2, also SSH keys of root and units.
+        "systemd.imds=no"
       ]
       ++ lib.optional cfg.interactive "vmsnix.interactive=1"
       # So PCR 4 says it too: `vmsnix attestation-policy` reads these words.
-      ++ lib.optional config.virtualisation.docker.enable "vmsnix.attests=host"
+      ++ lib.optional docker "vmsnix.attests=host"
       ++ lib.optional (cluster != null) "vmsnix.cluster=${toString cluster}";
       # No hibernation and no kexec, which start code that was not measured.
       security.protectKernelImage = true;
@@ -140,13 +146,24 @@ in
         Format = "ext4";
         SizeMinBytes = "512M";
       };
-      systemd.tmpfiles.settings."20-vmsnix-executable-state" = lib.genAttrs cfg.executableState (_: {
-        "D!" = {
-          mode = "0711";
-          user = "root";
-          group = "root";
+
+      # A changed disk must add neither a program nor a container that Docker or the ECS agent would start. They do not
+      # start if a file cannot be deleted.
+      systemd.services.empty-state = lib.mkIf (emptied != [ ]) rec {
+        description = "Delete the state of the last boot that starts programs";
+        requiredBy = lib.optional docker "docker.service" ++ lib.optional ecs "ecs-agent.service";
+        before = requiredBy;
+        unitConfig.RequiresMountsFor = emptied;
+        path = [ pkgs.findutils ];
+        script = builtins.readFile ./empty-state.sh;
+        scriptArgs = toString emptied;
+        serviceConfig = {
+          Type = "oneshot";
+          RemainAfterExit = true;
+          StateDirectory = lib.optional ecs "ecs";
+          StandardError = "journal+console";
         };
-      });
+      };
 
       # The system is never changed after the build. /usr is the verified partition.
       nix.enable = false;
@@ -219,7 +236,7 @@ in
       };
     })
 
-    (lib.mkIf config.services.ecs-agent.enable {
+    (lib.mkIf ecs {
       # The cluster places no privileged containers here.
       services.ecs-agent.extra-environment.ECS_DISABLE_PRIVILEGED = "true";
       vmsnix.attested.userData = lib.mkIf (cluster == null) { "ecs.config" = [ "ECS_CLUSTER" ]; };
@@ -253,7 +270,7 @@ in
         {
           imports = [ "${modulesPath}/image/repart.nix" ];
 
-          # nixpkgs' derivation, with the UKI and image-info.json added to its output.
+          # nixpkgs' derivation, with image-info.json added to its output.
           options.system.build.image = lib.mkOption {
             type = types.package;
             apply =
@@ -262,8 +279,6 @@ in
                 nativeBuildInputs = previous.nativeBuildInputs ++ [ pkgs.buildPackages.jq ];
                 postInstall = (previous.postInstall or "") + ''
                   disk=${config.image.baseName}.raw
-                  uki=${machine.name}.efi
-                  ukiSource=${config.system.build.uki}/${config.system.boot.loader.ukiFile}
                   info=${lib.escapeShellArg (builtins.toJSON info)}
                   ${builtins.readFile ./attested-output.sh}
                 '';
