@@ -21,10 +21,10 @@ from tests.aws.account import make_ami
 from tests.command_line import run_vmsnix, shelf
 from vmsnix_ops import __version__, history
 from vmsnix_ops.cli import COMMANDS, lab, sandbox
-from vmsnix_ops.cli.history import FILTERS
 from vmsnix_ops.cli.history import history as history_commands
 from vmsnix_ops.cli.output import open_display
 from vmsnix_ops.errors import ToolMissingError
+from vmsnix_ops.records import schemas
 from vmsnix_ops.records.tables import Tables
 from vmsnix_ops.runbooks import catalog, parameters
 from vmsnix_ops.sandbox import sandbox as sandbox_of_tests
@@ -597,7 +597,7 @@ def test_the_history_is_filtered_as_in_python(shelf: Shelf, run_vmsnix: RunVmsni
     assert run_vmsnix("history", "inventory", "--no-public", "--kind", "ami")[1] == "No matching resources.\n"
 
 
-@pytest.mark.parametrize("table", FILTERS)
+@pytest.mark.parametrize("table", schemas.FILTERS)
 def test_the_filters_of_the_command_line_are_those_of_python(table: str) -> None:
     options = {str(option.name) for option in history_commands.commands[table].params}
     names = inspect.signature(getattr(history, table)).parameters.keys() - {"tables", "columns"}

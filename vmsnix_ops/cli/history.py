@@ -11,6 +11,7 @@ import click
 from vmsnix_ops.cli.options import archive_option, json_option, region_option
 from vmsnix_ops.endpoints import ENDPOINT_KINDS
 from vmsnix_ops.outcomes import SEVERITIES
+from vmsnix_ops.records import schemas
 from vmsnix_ops.text import echo, write_csv
 
 if TYPE_CHECKING:
@@ -32,24 +33,6 @@ COLUMNS = {
 """Columns that a terminal shows. ``--json`` and ``--csv`` print all columns."""
 
 NOUNS = {"amis": "AMIs", "inventory": "resources"}
-
-FLAGS = ("dry_run", "referenced", "public")
-
-FILTERS = {
-    "runs": ("run_id", "runbook", "status", "image", "region", "account", "dry_run"),
-    "steps": ("run_id", "step", "status", "image", "region", "account", "via"),
-    "amis": ("ami_id", "name", "image", "region", "account", "run_id", "digest", "state"),
-    "promotions": ("run_id", "ami_id", "channel", "image", "region", "account", "how"),
-    "inventory": (
-        *("run_id", "kind", "resource_id", "name", "state", "image", "region", "account"),
-        *("cost_basis", "referenced", "public"),
-    ),
-    "findings": ("run_id", "severity", "rule", "kind", "resource_id", "image", "region", "account"),
-    "packages": ("digest", "image", "name", "version", "system", "run_id"),
-    "proofs": ("run_id", "ami_id", "verdict", "region", "account"),
-    "retirements": ("run_id", "resource_id", "action", "kind", "image", "region", "account"),
-}
-"""The filters of each table, as in `vmsnix_ops.history`."""
 
 HELP = {
     "account": "rows of this account",
@@ -98,14 +81,16 @@ def history() -> None:
 
 
 def _table_command(table: str, text: str) -> None:
-    options: list[click.Parameter] = [_filter_option(name) for name in FILTERS[table]]
+    options: list[click.Parameter] = [_filter_option(table, name) for name in schemas.FILTERS[table]]
     options += [
         click.Option([f"--{name.replace('_', '-')}"], metavar="TIME", help=about)
         for name, about in TIMES.items()
     ]
     if table == "amis":
         options.append(
-            click.Option(["--all-rows"], is_flag=True, help="Show earlier records of each AMI too.")
+            click.Option(
+                ["--all-rows"], is_flag=True, default=None, help="Show earlier records of each AMI too."
+            )
         )
     options += [
         click.Option(
@@ -124,9 +109,9 @@ def _table_command(table: str, text: str) -> None:
     history.add_command(click.Command(table, callback=_reader(table), params=options, help=text))
 
 
-def _filter_option(name: str) -> click.Option:
+def _filter_option(table: str, name: str) -> click.Option:
     option, about = name.replace("_", "-"), f"Show only {HELP[name]}."
-    if name in FLAGS:
+    if schemas.schema(table).column(name).kind == "flag":
         return click.Option([f"--{option}/--no-{option}"], default=None, help=about)
     return click.Option([f"--{option}"], multiple=True, help=about)
 
@@ -141,8 +126,7 @@ def _reader(table: str) -> Callable[..., None]:
             raise click.UsageError("Use either --sandbox or --endpoint, not both.")
         from vmsnix_ops.cli.output import show_json_text
 
-        wanted = {name: value for name, value in given.items() if value not in (None, (), False)}
-        wanted |= {name: given[name] for name in FLAGS if given.get(name) is not None}
+        wanted = {name: value for name, value in given.items() if value not in (None, ())}
         endpoint = "sandbox" if sandbox else endpoint
         frame = _read(table, **wanted, last=last, endpoint=endpoint)
         if as_json:
@@ -220,10 +204,9 @@ def rebuild(tables: tuple[str, ...], regions: tuple[str, ...], archive: str, san
     from vmsnix_ops.cli.runs import open_archive
     from vmsnix_ops.cli.sandbox import load_settings
     from vmsnix_ops.records import rebuild as records
-    from vmsnix_ops.records.schemas import schema
     from vmsnix_ops.records.tables import open_tables
 
-    chosen = [schema(name).name for name in tables] or list(records.KEYS)
+    chosen = [schemas.schema(name).name for name in tables] or list(records.KEYS)
     store, found = open_tables(load_settings(sandbox=sandbox)), defaultdict(list)
     for table, row in open_archive(archive, sandbox=sandbox).rows():
         found[table].append(row)

@@ -5,9 +5,11 @@ Rows come newest first. `runbooks.history` is the public module, which also read
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from dataclasses import dataclass
+from inspect import Parameter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -24,13 +26,20 @@ from vmsnix_ops.region_names import check_region_name, known_regions
 from vmsnix_ops.settings import load
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from vmsnix_ops.display import DisplayTable
+
+_COMMON = {
+    **dict.fromkeys(("since", "until", "older_than"), "When"),
+    "endpoint": "str | None",
+    "last": "int | None",
+}
+"""The arguments that are common to all tables, with their types."""
 
 __all__ = [
     "Timings",
@@ -53,214 +62,80 @@ def __dir__() -> list[str]:
     return __all__
 
 
-@explain_wrong_calls
-def runs(
-    tables: Tables | None = None,
-    *,
-    run_id: Filter = None,
-    runbook: Filter = None,
-    status: Filter = None,
-    image: Filter = None,
-    region: Filter = None,
-    account: Filter = None,
-    dry_run: Filter = None,
-    since: When = None,
-    until: When = None,
-    older_than: When = None,
-    endpoint: str | None = None,
-    last: int | None = None,
-    **columns: Filter,
-) -> pd.DataFrame:
+def _reader(function: Callable[..., pd.DataFrame]) -> Callable[..., pd.DataFrame]:
+    """Give a function the name and the arguments of its table as its signature, and explain wrong calls."""
+    kinds = dict.fromkeys(schemas.FILTERS[function.__name__], "Filter") | _COMMON
+    kinds |= {"all_rows": "bool"} if function.__name__ == "amis" else {}
+    by_name = [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=None if kind != "bool" else False, annotation=kind)
+        for name, kind in kinds.items()
+    ]
+    signature = inspect.signature(function)
+    tables, columns = signature.parameters.values()
+    function.__signature__ = signature.replace(parameters=[tables, *by_name, columns])  # type: ignore[attr-defined]
+    return explain_wrong_calls(function)
+
+
+@_reader
+def runs(tables: Tables | None = None, **columns: Any) -> pd.DataFrame:
     """Return runs, the latest start first. ``older_than`` and the other times compare ``started_at``."""
-    return _select("runs", locals())
+    return _select("runs", tables, columns)
 
 
-@explain_wrong_calls
-def steps(
-    tables: Tables | None = None,
-    *,
-    run_id: Filter = None,
-    step: Filter = None,
-    status: Filter = None,
-    image: Filter = None,
-    region: Filter = None,
-    account: Filter = None,
-    via: Filter = None,
-    since: When = None,
-    until: When = None,
-    older_than: When = None,
-    endpoint: str | None = None,
-    last: int | None = None,
-    **columns: Filter,
-) -> pd.DataFrame:
+@_reader
+def steps(tables: Tables | None = None, **columns: Any) -> pd.DataFrame:
     """Return steps, the latest start first; the times compare ``started_at``."""
-    return _select("steps", locals())
+    return _select("steps", tables, columns)
 
 
-@explain_wrong_calls
-def amis(
-    tables: Tables | None = None,
-    *,
-    ami_id: Filter = None,
-    name: Filter = None,
-    image: Filter = None,
-    region: Filter = None,
-    account: Filter = None,
-    run_id: Filter = None,
-    digest: Filter = None,
-    state: Filter = None,
-    since: When = None,
-    until: When = None,
-    older_than: When = None,
-    endpoint: str | None = None,
-    last: int | None = None,
-    all_rows: bool = False,
-    **columns: Filter,
-) -> pd.DataFrame:
+@_reader
+def amis(tables: Tables | None = None, **columns: Any) -> pd.DataFrame:
     """Return the latest record of each AMI, newest first.
 
     The filters apply to the latest record. The times compare ``created_at``, the age of the AMI; if AWS does
     not report it, ``recorded_at``. With `all_rows`, earlier records are returned too.
     """
-    return _select("amis", locals())
+    return _select("amis", tables, columns)
 
 
-@explain_wrong_calls
-def promotions(
-    tables: Tables | None = None,
-    *,
-    run_id: Filter = None,
-    ami_id: Filter = None,
-    channel: Filter = None,
-    image: Filter = None,
-    region: Filter = None,
-    account: Filter = None,
-    how: Filter = None,
-    since: When = None,
-    until: When = None,
-    older_than: When = None,
-    endpoint: str | None = None,
-    last: int | None = None,
-    **columns: Filter,
-) -> pd.DataFrame:
+@_reader
+def promotions(tables: Tables | None = None, **columns: Any) -> pd.DataFrame:
     """Return promotions and rollbacks, the latest first; the times compare ``promoted_at``."""
-    return _select("promotions", locals())
+    return _select("promotions", tables, columns)
 
 
-@explain_wrong_calls
-def inventory(
-    tables: Tables | None = None,
-    *,
-    run_id: Filter = None,
-    kind: Filter = None,
-    resource_id: Filter = None,
-    name: Filter = None,
-    state: Filter = None,
-    image: Filter = None,
-    region: Filter = None,
-    account: Filter = None,
-    cost_basis: Filter = None,
-    referenced: Filter = None,
-    public: Filter = None,
-    since: When = None,
-    until: When = None,
-    older_than: When = None,
-    endpoint: str | None = None,
-    last: int | None = None,
-    **columns: Filter,
-) -> pd.DataFrame:
+@_reader
+def inventory(tables: Tables | None = None, **columns: Any) -> pd.DataFrame:
     """Return the resources of every audit, the latest scan first; the times compare ``scanned_at``.
 
     To sum costs, leave out the rows whose ``cost_basis`` is ``snapshots``: the snapshots of an AMI have rows
     of their own.
     """
-    return _select("inventory", locals())
+    return _select("inventory", tables, columns)
 
 
-@explain_wrong_calls
-def findings(
-    tables: Tables | None = None,
-    *,
-    run_id: Filter = None,
-    severity: Filter = None,
-    rule: Filter = None,
-    kind: Filter = None,
-    resource_id: Filter = None,
-    image: Filter = None,
-    region: Filter = None,
-    account: Filter = None,
-    since: When = None,
-    until: When = None,
-    older_than: When = None,
-    endpoint: str | None = None,
-    last: int | None = None,
-    **columns: Filter,
-) -> pd.DataFrame:
+@_reader
+def findings(tables: Tables | None = None, **columns: Any) -> pd.DataFrame:
     """Return the findings of every audit, the latest scan first; the times compare ``scanned_at``."""
-    return _select("findings", locals())
+    return _select("findings", tables, columns)
 
 
-@explain_wrong_calls
-def packages(
-    tables: Tables | None = None,
-    *,
-    digest: Filter = None,
-    image: Filter = None,
-    name: Filter = None,
-    version: Filter = None,
-    system: Filter = None,
-    run_id: Filter = None,
-    since: When = None,
-    until: When = None,
-    older_than: When = None,
-    endpoint: str | None = None,
-    last: int | None = None,
-    **columns: Filter,
-) -> pd.DataFrame:
+@_reader
+def packages(tables: Tables | None = None, **columns: Any) -> pd.DataFrame:
     """Return the packages of published images, the latest first; the times compare ``recorded_at``."""
-    return _select("packages", locals())
+    return _select("packages", tables, columns)
 
 
-@explain_wrong_calls
-def proofs(
-    tables: Tables | None = None,
-    *,
-    run_id: Filter = None,
-    ami_id: Filter = None,
-    verdict: Filter = None,
-    region: Filter = None,
-    account: Filter = None,
-    since: When = None,
-    until: When = None,
-    older_than: When = None,
-    endpoint: str | None = None,
-    last: int | None = None,
-    **columns: Filter,
-) -> pd.DataFrame:
+@_reader
+def proofs(tables: Tables | None = None, **columns: Any) -> pd.DataFrame:
     """Return the verdicts of proofs, the latest first; the times compare ``proved_at``."""
-    return _select("proofs", locals())
+    return _select("proofs", tables, columns)
 
 
-@explain_wrong_calls
-def retirements(
-    tables: Tables | None = None,
-    *,
-    run_id: Filter = None,
-    resource_id: Filter = None,
-    action: Filter = None,
-    kind: Filter = None,
-    image: Filter = None,
-    region: Filter = None,
-    account: Filter = None,
-    since: When = None,
-    until: When = None,
-    older_than: When = None,
-    endpoint: str | None = None,
-    last: int | None = None,
-    **columns: Filter,
-) -> pd.DataFrame:
+@_reader
+def retirements(tables: Tables | None = None, **columns: Any) -> pd.DataFrame:
     """Return retirements, restorations and deletions, the latest first; the times compare ``done_at``."""
-    return _select("retirements", locals())
+    return _select("retirements", tables, columns)
 
 
 _TIMES = {
@@ -283,22 +158,22 @@ _ORDERS: dict[tuple[str, str], tuple[str, ...]] = {
 }
 """Columns with an order of their values, from the best to the worst."""
 
-_COMMON = ("since", "until", "older_than", "endpoint", "last")
 
-
-def _select(table: str, arguments: Mapping[str, Any], *, strict: bool = True) -> pd.DataFrame:
+def _select(
+    table: str, tables: Tables | None, arguments: Mapping[str, Any], *, strict: bool = True
+) -> pd.DataFrame:
     """Return the rows that match the arguments of one of the functions above, newest first.
 
     With `strict`, a value that is not recorded, but similar to a recorded one, is refused.
     """
     schema, given = schemas.schema(table), dict(arguments)
-    tables, all_rows = given.pop("tables"), given.pop("all_rows", None)
-    common = {name: given.pop(name) for name in _COMMON}
+    all_rows = given.pop("all_rows", False)
+    common = {name: given.pop(name, None) for name in _COMMON}
     endpoint, last = checked_endpoint(common["endpoint"]), checked_last(common["last"])
     bounds = time_bounds(common)
     more = (*_COMMON, *(["all_rows"] if table == "amis" else []))
     wanted: dict[str, list[Any]] = {}
-    for name, value in {**given.pop("columns", {}), **given}.items():
+    for name, value in given.items():
         values = filters.wanted_values(filters.column_of(schema, name, more), value)
         if values is not None:
             wanted[name] = values
@@ -611,8 +486,8 @@ def timings(
         Columns as in `vmsnix_ops.records.timings.summary`.
     """
     given = {"step": step, "image": image, "region": region, "account": account, "via": via}
-    times = {"since": since, "until": until, "older_than": None}
-    found = _select("steps", {"tables": tables, **given, **times, "endpoint": endpoint, "last": None})
+    common = {"since": since, "until": until, "endpoint": endpoint}
+    found = _select("steps", tables, given | common)
     return step_timings.summary(found, by=by, percentiles=percentiles)
 
 
@@ -654,8 +529,8 @@ def read(
             fix=f"Use {' or '.join(map(repr, METHODS))}, or leave via out.",
         )
     wanted = {"image": image, "region": region, "via": via}
-    common = {"since": since, "until": until, "older_than": None, "endpoint": endpoint, "last": None}
-    found = _select("steps", {"tables": tables, **wanted, **common}, strict=False)
+    common = {"since": since, "until": until, "endpoint": endpoint}
+    found = _select("steps", tables, wanted | common, strict=False)
     if len(found):
         runs = counted(found["run_id"].nunique(), "run")
         return Timings(found, f"{counted(len(found), 'step')} of {runs}{_of(wanted)}.")
