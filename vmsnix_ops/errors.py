@@ -58,6 +58,7 @@ The text of an error is what happened, why, and what to do, in this order.
 from __future__ import annotations
 
 import difflib
+import shutil
 from typing import TYPE_CHECKING, TypeVar
 
 from vmsnix_ops.text import line
@@ -464,6 +465,14 @@ class UnrecordedActError(PartialError):
     def __init__(self, what: str, *, why: str = "", fix: str = "", announced: Iterable[str] = ()) -> None:
         super().__init__(what, why=why, fix=fix)
         self.announced = tuple(announced)
+
+
+def find_program(program: str, what: str = "", *, why: str, fix: str) -> str:
+    """Return the path of a program on ``PATH``; a ToolMissingError with these sentences if it is missing."""
+    path = shutil.which(program)
+    if path is None:
+        raise ToolMissingError(what or f"{program} is not installed on this machine.", why=why, fix=fix)
+    return path
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vmsnix_ops.boot import metadata as boot_metadata
-from vmsnix_ops.errors import BootFailedError, ImageError, ToolMissingError
+from vmsnix_ops.errors import BootFailedError, ImageError, ToolMissingError, find_program
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -76,15 +76,14 @@ def find_hardware(system: str, boot_mode: str, accelerator: str) -> Hardware:
             fix="Build the image for one of them, or pass its system with --system.",
         )
     architecture = ARCHITECTURES[system]
-    program = shutil.which(f"qemu-system-{architecture.qemu}")
-    if program is None:
-        raise ToolMissingError(
-            f"The image is for {system}, but qemu-system-{architecture.qemu} is not installed on this "
-            "machine.",
-            why="The boot test runs the image in QEMU.",
-            fix=f"Install it (nix shell nixpkgs#qemu, or apt install {architecture.debian}), or skip the "
-            "boot test.",
-        )
+    emulator = f"qemu-system-{architecture.qemu}"
+    program = find_program(
+        emulator,
+        f"The image is for {system}, but {emulator} is not installed on this machine.",
+        why="The boot test runs the image in QEMU.",
+        fix=f"Install it (nix shell nixpkgs#qemu, or apt install {architecture.debian}), or skip the boot "
+        "test.",
+    )
     why = _why_no_kvm(architecture)
     if why and accelerator == "kvm":
         raise ToolMissingError(
@@ -145,13 +144,11 @@ def _firmware(description: dict[str, Any], architecture: Architecture) -> tuple[
 
 def make_overlay(image: Path, image_format: str, folder: Path) -> Path:
     """Create a qcow2 overlay for the machine's writes, so that the image does not change."""
-    program = shutil.which("qemu-img")
-    if program is None:
-        raise ToolMissingError(
-            "qemu-img is not installed on this machine.",
-            why="The boot test uses it to create an overlay, so that the image does not change.",
-            fix="Install it (nix shell nixpkgs#qemu-utils, or apt install qemu-utils).",
-        )
+    program = find_program(
+        "qemu-img",
+        why="The boot test uses it to create an overlay, so that the image does not change.",
+        fix="Install it (nix shell nixpkgs#qemu-utils, or apt install qemu-utils).",
+    )
     overlay = folder / "overlay.qcow2"
     # As JSON, so that QEMU does not interpret characters of the path.
     backing = {"driver": image_format, "file": {"driver": "file", "filename": str(image.absolute())}}

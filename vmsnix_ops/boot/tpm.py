@@ -10,7 +10,6 @@ Sources: ``swtpm(8)`` and swtpm's ``tpm_ioctl.h`` (control channel); "Trusted Pl
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import struct
 import subprocess
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmsnix_ops.errors import BootFailedError, ToolMissingError
+from vmsnix_ops.errors import BootFailedError, find_program
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,13 +96,11 @@ def _pcr(channel: socket.socket, bank: str, number: int) -> str:
 @contextmanager
 def running_tpm() -> Iterator[Tpm]:
     """Run swtpm with an empty TPM during the block; a ToolMissingError without swtpm."""
-    program = shutil.which("swtpm")
-    if program is None:
-        raise ToolMissingError(
-            "swtpm is not installed on this machine.",
-            why="The image needs a TPM (TpmSupport), and the boot test compares what it measures.",
-            fix="Install it (nix shell nixpkgs#swtpm, or apt install swtpm), or skip the boot test.",
-        )
+    program = find_program(
+        "swtpm",
+        why="The image needs a TPM (TpmSupport), and the boot test compares what it measures.",
+        fix="Install it (nix shell nixpkgs#swtpm, or apt install swtpm), or skip the boot test.",
+    )
     short = len(os.fsencode(tempfile.gettempdir())) < LONGEST_SOCKET - 40
     other = None if short else "/tmp"  # noqa: S108 - mkdtemp creates a private folder
     with tempfile.TemporaryDirectory(prefix="vmsnix-tpm-", dir=other) as folder:

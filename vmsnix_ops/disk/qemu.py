@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from vmsnix_ops.disk import signatures
 from vmsnix_ops.disk.image import SECTOR, DiskImage, Extent, check_disk_size, damaged
 from vmsnix_ops.disk.source import ByteSource, PathSource
-from vmsnix_ops.errors import ImageError, ImageFormatError, ToolMissingError
+from vmsnix_ops.errors import ImageError, ImageFormatError, find_program
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -46,13 +46,12 @@ def lines(arguments: Sequence[str], *, name: str, kind: str, accepted: Sequence[
     `name` and `kind` are the image and its format in errors: an ImageFormatError with the message of
     ``qemu-img``, or an ImageError if the disk is full or another program has locked the image.
     """
-    program = shutil.which("qemu-img")
-    if program is None:
-        raise ToolMissingError(
-            f"{name} is a {kind} image, but qemu-img is not installed on this machine.",
-            why="Only VHD and raw images can be read without it.",
-            fix="Install it (nix shell nixpkgs#qemu-utils, or apt install qemu-utils), or build a VHD.",
-        )
+    program = find_program(
+        "qemu-img",
+        f"{name} is a {kind} image, but qemu-img is not installed on this machine.",
+        why="Only VHD and raw images can be read without it.",
+        fix="Install it (nix shell nixpkgs#qemu-utils, or apt install qemu-utils), or build a VHD.",
+    )
     environment = {**os.environ, "LC_ALL": "C"}
     with tempfile.TemporaryFile() as messages:
         process = subprocess.Popen(

@@ -21,7 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from vmsnix_ops.errors import NixError, ToolMissingError
+from vmsnix_ops.errors import NixError, find_program
 from vmsnix_ops.text import plain
 
 if TYPE_CHECKING:
@@ -110,13 +110,12 @@ class CommandResult:
 
 def find_nix() -> str:
     """Return the path of ``nix``; refuse one that is older than 2.8."""
-    path = shutil.which("nix")
-    if path is None:
-        raise ToolMissingError(
-            "Nix is not installed on this machine.",
-            why="'nix' is not on PATH.",
-            fix="Install it (https://nixos.org/download), or use an image that is already built.",
-        )
+    path = find_program(
+        "nix",
+        "Nix is not installed on this machine.",
+        why="'nix' is not on PATH.",
+        fix="Install it (https://nixos.org/download), or use an image that is already built.",
+    )
     found = nix_version(path)
     if found < OLDEST:
         raise NixError(
