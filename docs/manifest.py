@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import nbformat
 
@@ -19,9 +20,32 @@ from vmsnix_ops.runbooks import catalog
 FOLDER = Path(__file__).parent.parent / "notebooks"
 
 
+def make_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a folder of notebooks; a RunError if one is invalid."""
+    paths = sorted(path for path in folder.iterdir() if catalog.FILE_NAME.match(path.name))
+    books = [catalog.read(path) for path in paths]
+    return {
+        "runbooks": [
+            {
+                "name": book.name,
+                "file": book.path.name,
+                "number": book.number,
+                "title": book.title,
+                "description": book.description,
+                "side_effects": book.side_effects,
+                "arguments": book.arguments,
+                "required": list(book.required),
+                "cells_sha256": catalog.digest(catalog.load(book.path, "")[1]),
+                "parameters": [one.as_dict() for one in book.parameters],
+            }
+            for book in books
+        ]
+    }
+
+
 def text() -> str:
     """Return the content of the manifest."""
-    return json.dumps(catalog.make_manifest(FOLDER), indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(make_manifest(FOLDER), indent=1, ensure_ascii=False) + "\n"
 
 
 def formatted_as_saved(content: str) -> str:

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from docs.manifest import make_manifest
 from vmsnix_ops.runbooks import catalog
 from vmsnix_ops.runbooks.execution.execute import RunOutcome, run
 
@@ -90,7 +91,7 @@ def replace_package(folder: Path, monkeypatch: pytest.MonkeyPatch | None = None)
     """
     change = setattr if monkeypatch is None else monkeypatch.setattr
     change(catalog, "default_folder", lambda: folder)
-    change(catalog, "load_manifest", lambda: catalog.make_manifest(folder))
+    change(catalog, "load_manifest", lambda: make_manifest(folder))
 
 
 def make_shelf(folder: Path, archive: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:

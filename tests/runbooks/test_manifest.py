@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from docs import manifest
+from docs.manifest import make_manifest
 from tests.runbooks.shelf import replace_package
 from vmsnix_ops import history
 from vmsnix_ops.cli import main
@@ -154,7 +155,7 @@ def edited(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> Shelf:
     """A notebook that was edited after its manifest was written."""
     replace_package(shelf.folder, monkeypatch)
     shelf.put("30-try-this.ipynb", "print(name, dry_run)", parameters=PARAMETERS, side_effects="creates")
-    frozen = catalog.make_manifest(shelf.folder)
+    frozen = make_manifest(shelf.folder)
     monkeypatch.setattr(catalog, "load_manifest", lambda: frozen)
     changed = PARAMETERS.replace("world", "moon").replace("True", "False")
     shelf.put("30-try-this.ipynb", "print('Edited', name, dry_run)", parameters=changed)

@@ -214,25 +214,25 @@ def find(
     )
 
 
-def full_name(name: str, folder: Path | None = None) -> str:
+def full_name(name: str) -> str:
     """Return the full name of a runbook: ``publish-ami`` for ``publish`` or ``20-publish-ami``.
 
     An unknown name is returned unchanged: the archive can contain runs of a runbook that no longer exists.
     """
-    return _full_name(name, _list(folder)[0])
+    return _full_name(name, _list(None)[0])
 
 
-def short_names(folder: Path | None = None) -> dict[str, str]:
+def short_names() -> dict[str, str]:
     """Return the short name of each runbook that has one, by full name.
 
     A runbook whose full name is a short name takes precedence over it.
     """
-    return _short_names(names(folder))
+    return _short_names(names())
 
 
-def names(folder: Path | None = None) -> tuple[str, ...]:
+def names() -> tuple[str, ...]:
     """Return the names of all runbooks without reading them."""
-    return tuple(_names(_list(folder)[0]))
+    return tuple(_names(_list(None)[0]))
 
 
 def own_names() -> tuple[str, ...]:
@@ -306,34 +306,6 @@ def without_injected(notebook: Mapping[str, Any]) -> dict[str, Any]:
         return "injected-parameters" in cell.get("metadata", {}).get("tags", [])
 
     return {**notebook, "cells": [cell for cell in notebook["cells"] if not injected(cell)]}
-
-
-def make_manifest(folder: Path) -> dict[str, Any]:
-    """Return the manifest of a folder of notebooks.
-
-    Raises
-    ------
-    RunError
-        A notebook is invalid.
-    """
-    entries = []
-    for path in _files(folder):
-        book = read(path)
-        entries.append(
-            {
-                "name": book.name,
-                "file": path.name,
-                "number": book.number,
-                "title": book.title,
-                "description": book.description,
-                "side_effects": book.side_effects,
-                "arguments": book.arguments,
-                "required": list(book.required),
-                "cells_sha256": digest(_load(path)),
-                "parameters": [one.as_dict() for one in book.parameters],
-            }
-        )
-    return {"runbooks": entries}
 
 
 @cache
@@ -480,7 +452,7 @@ def _new_notebook(name: str) -> str | None:
 
 
 def _read(path: Path) -> Runbook:
-    notebook = _load(path)
+    notebook = load(path, OWN_FIX)[1]
     match = FILE_NAME.match(path.name)
     if match is None:
         raise _invalid(path, "Its file name is not of the form 20-publish-ami.ipynb.", "Rename it.")
@@ -546,10 +518,6 @@ def load(path: Path, fix: str) -> tuple[str, Mapping[str, Any]]:
     if not isinstance(cells, list) or not all(isinstance(cell, dict) for cell in cells):
         raise _invalid(path, "It is not a notebook of format 4.", fix)
     return text, notebook
-
-
-def _load(path: Path) -> Mapping[str, Any]:
-    return load(path, OWN_FIX)[1]
 
 
 def _metadata(notebook: Mapping[str, object], path: Path) -> Mapping[str, object]:

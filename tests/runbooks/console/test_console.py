@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from docs.manifest import make_manifest
 from vmsnix_ops.runbooks import catalog, console
 from vmsnix_ops.runbooks.console import backends, jobs
 from vmsnix_ops.runbooks.console.app import Console
@@ -142,7 +143,7 @@ def test_a_modified_notebook_must_be_confirmed_unless_it_only_reads(
 ) -> None:
     console_shelf.put("10-greet.ipynb", "1", parameters=DELETES, side_effects="creates")
     console_shelf.put("20-look.ipynb", "1")
-    frozen = catalog.make_manifest(console_shelf.folder)
+    frozen = make_manifest(console_shelf.folder)
     monkeypatch.setattr(catalog, "load_manifest", lambda: frozen)
     path = console_shelf.put("10-greet.ipynb", "2", parameters=DELETES, side_effects="creates")
     path.with_name("20-look.ipynb").unlink()
