@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import pytest
@@ -88,6 +88,7 @@ def test_a_table_without_rows_is_shown_too() -> None:
     assert str(empty) == "AMIs\nNo AMIs yet."
     assert empty._repr_html_() == "<p>AMIs No AMIs yet.</p>"
     assert empty._repr_markdown_() == "**AMIs**\n\nNo AMIs yet."
+    assert str(make_table(("a",), [], title="0 added.", nothing="")) == "0 added."
 
 
 @pytest.mark.parametrize("word", HOSTILE)
@@ -121,7 +122,7 @@ def test_a_table_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal values are listed once, headings have several lines, and rows continue on further lines."""
     monkeypatch.setenv("COLUMNS", "80")
     assert str(AMIS).split("\n")[:5] == [
-        "All rows: region us-east-1, state available, monthly usd 0.5",
+        "All rows below: region us-east-1, state available, monthly usd 0.5",
         "                                                                      age",
         "resource id            name                                          days",
         "ami-00000000000000000  acme-ecs-node-26.11.0-x86_64-linux-fcbdbaa2  728.2",
@@ -145,6 +146,19 @@ def test_no_value_of_a_table_is_lost_in_a_narrow_terminal(
     shown = str(AMIS)
     assert words <= set(re.split(r"[\s,]+", shown))
     assert max(map(len, shown.split("\n"))) <= max(width, 4 + max(map(len, words)))
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_titles_and_brief_texts_fit_the_terminal_too(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    words = "in use by launch-template lt-0123456789abcdef0 (version 1) " * 5
+    table = replace(AMIS, title=f"Kept {words}", brief=f"    25  such as: {words}\n        ami-1 and 22 more")
+    shown = str(table).split("\n")
+    assert max(map(len, shown)) <= width
+    assert " ".join(" ".join(shown).split()) == " ".join(f"{table.title} {table.brief}".split())
+    assert shown[-1] == "        ami-1 and 22 more"
+    assert shown[-2].startswith(" " * 8)  # continues below the text
+    assert max(map(len, str(Everything("a", words)).split("\n"))) <= width
 
 
 def test_a_line_that_is_wrapped_is_no_workflow_command(monkeypatch: pytest.MonkeyPatch) -> None:

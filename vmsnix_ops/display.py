@@ -105,7 +105,7 @@ class Displayed:
         facts = [(line(name), value) for name, value in self.facts()]
         indent = "  " if self.title else ""
         width = len(indent) + max((len(name) for name, _ in facts), default=0) + 2
-        parts = [line(self.title)] if self.title else []
+        parts = _fit(line(self.title)) if self.title else []
         between = "\n" + " " * width
         for name, value in facts:
             texts = [
@@ -155,11 +155,11 @@ class DisplayTable(Displayed):
         return len(self.rows)
 
     def __str__(self) -> str:
-        head = [line(self.title)] if self.title else []
+        head = _fit(line(self.title)) if self.title else []
         if not self.rows:
-            return "\n".join([*head, line(self.nothing)])
+            return "\n".join(filter(None, [*head, line(self.nothing)]))
         if self.brief:
-            return "\n".join([*head, lines(self.brief)])
+            return "\n".join([*head, *(part for one in lines(self.brief).split("\n") for part in _fit(one))])
         table = [[line(cell) for cell in row] for row in (self.columns, *self.rows)]
         right = [name in self.right for name in self.columns]
         return "\n".join([*head, *_table_lines(table, right, terminal_width())])
@@ -196,7 +196,7 @@ def _table_lines(table: list[list[str]], right: Sequence[bool], limit: int) -> l
         equal = [place for place in places if len(table) > 2 and len({row[place] for row in table[1:]}) == 1]
         if equal and len(equal) < len(places):
             facts = ", ".join(f"{table[0][place]} {table[1][place]}" for place in equal)
-            above, places = _wrap(f"All rows: {facts}", limit), [p for p in places if p not in equal]
+            above, places = _wrap(f"All rows below: {facts}", limit), [p for p in places if p not in equal]
         longest = [max((len(row[place]) for row in table[1:]), default=0) for place in range(len(heads))]
         heads = [_wrap(text, max(longest[place], 1)) for place, text in enumerate(table[0])]
     cells = [heads, *([_wrap(text, limit - 4) for text in row] for row in table[1:])]
@@ -230,6 +230,13 @@ def _wrap(text: str, limit: int) -> list[str]:
         return [text]
     parts = textwrap.wrap(text, limit, break_long_words=False, break_on_hyphens=False)
     return list(map(line, parts))  # a new line may begin like a workflow command
+
+
+def _fit(text: str) -> list[str]:
+    """Return the lines of a text in the terminal; further lines are indented by four more spaces."""
+    indent, limit = len(text) - len(text.lstrip()), terminal_width()
+    first, *others = _wrap(text.strip(), limit - indent - 4 if 0 < limit < len(text) else 0)
+    return [" " * indent + first, *(" " * (indent + 4) + other for other in others)]
 
 
 def _line_width(table: list[list[str]], places: list[int], gap: int) -> int:

@@ -265,12 +265,13 @@ class AuditResult(Result):
 
     def show_changes(self, *, most: int = 200) -> display.DisplayTable:
         """Return what changed since the last audit, for people."""
-        table = display.frame_table(self.changes.frame.head(most), title=str(self.changes))
+        table = display.frame_table(self.changes.frame.head(most), title=str(self.changes), nothing="")
         return display.shortened(table, BRIEF, "changes.csv and audit.html")
 
     def show_inventory(self, kind: str, *, most: int = 200) -> display.DisplayTable:
         """Return resources of a kind (``"ami"``, ``"snapshot"``, ...) for people, oldest first."""
-        table = display.frame_table(views.show(self.inventory, kind, most=most))
+        title = f"Inventory of kind {kind}, oldest first"
+        table = display.frame_table(views.show(self.inventory, kind, most=most), title=title)
         return display.shortened(table, BRIEF // 2, "inventory.csv and audit.html")
 
     def plot(self, *, ax: Axes | None = None) -> Figure:
