@@ -169,7 +169,7 @@ def test_a_retirement_is_confirmed_by_its_plan_and_refused_when_an_ami_was_launc
     )["Instances"][0]["InstanceId"]
     for option in ("expect_plan", "confirm"):  # a fingerprint as confirmation is the same
         why = refused(aws, plan(dry_run=False, **{option: checked}))
-        assert f"{ami} in us-east-1, action: retire before, nothing now" in why
+        assert why == f"{ami} in us-east-1 is no longer in the plan: in use: instance {instance} (running)."
     aws.client("ec2", REGION).terminate_instances(InstanceIds=[instance])
     aws.clock.advance(3600)
     checked = dry_run(plan())

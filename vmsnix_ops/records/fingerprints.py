@@ -52,6 +52,25 @@ def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     ]
 
 
+def _changes(
+    before: Mapping[str, str], now: Mapping[str, str], reason: Callable[[str], str] | None
+) -> list[str]:
+    """Return what differs between two plans: one text for a subject, such as an AMI, that only one has."""
+    subjects_before, subjects_now = (
+        {name.rpartition(", ")[0] for name, value in facts.items() if value} | {""} for facts in (before, now)
+    )
+    found: dict[str, None] = {}
+    for name in dict.fromkeys((*before, *now)):
+        subject = name.rpartition(", ")[0]
+        if subject in subjects_before ^ subjects_now:
+            word = "now" if subject in subjects_now else "no longer"
+            why = reason(subject) if reason is not None else ""
+            found[f"{subject} is {word} in the plan{why and f': {why}'}"] = None
+        else:
+            found |= dict.fromkeys(differences({name: before.get(name, "")}, {name: now.get(name, "")}))
+    return list(found)
+
+
 def record_plan(facts: Mapping[str, str], tables: Tables, *, runbook: str, run_id: str = "") -> None:
     """Write the facts of a plan to the table ``plans``; ignore an error, which loses only details."""
     found = fingerprint(facts)
@@ -72,6 +91,7 @@ def check_plan(
     tables: Tables,
     *,
     is_done: Callable[[str, Mapping[str, str]], bool] | None = None,
+    reason: Callable[[str], str] | None = None,
     option: str = "--expect-plan",
 ) -> None:
     """Check that a plan is the expected one.
@@ -87,6 +107,9 @@ def check_plan(
     is_done
         Returns whether a fact may differ, because nothing will be done for it; gets its name, and the facts
         of the earlier plan.
+    reason
+        Returns why a subject, which is the name of a fact up to its last comma, is or is not in the plan; or
+        an empty text.
     option
         The option of the command line that takes the fingerprint.
 
@@ -112,7 +135,7 @@ def check_plan(
     if before is not None and is_done is not None:
         same = [name for name in {*before, *facts} if is_done(name, before)]
         before = {**before, **{name: facts.get(name, "") for name in same}}
-    changed = differences(before or {}, facts)
+    changed = _changes(before or {}, facts, reason)
     if before is not None and not changed:
         return
     shown = ". ".join(changed[:MOST_LISTED]) + "."

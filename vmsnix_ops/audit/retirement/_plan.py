@@ -97,11 +97,17 @@ class RetirementPlan(FingerprintedPlan):
         """Return whether a fact is about an AMI or a snapshot that was retired, deleted or restored since."""
         resource = name.rpartition(", ")[0]
         action = before.get(f"{resource}, action")
-        one = next((one for one in self.decisions if f"{one.resource_id} in {one.region}" == resource), None)
+        one = self._decision(resource)
         if action is None or one is None or not one.kept:
             return action == "delete" and one is None and not self.unread
         retired = any(map(retiring.is_retirement_tag, json.loads(dict(one.facts)["tags"])))
         return action == ("retire" if retired else "restore")
+
+    def _decision(self, subject: str) -> Decision | None:
+        return next((one for one in self.decisions if f"{one.resource_id} in {one.region}" == subject), None)
+
+    def _reason(self, subject: str) -> str:
+        return "; ".join(one.reasons) if (one := self._decision(subject)) is not None else ""
 
     def apply(self) -> RetirementResult:
         """Retire, delete and restore as planned, and return the outcomes. A dry run changes nothing.
@@ -118,7 +124,7 @@ class RetirementPlan(FingerprintedPlan):
             Ctrl-C; ``result.json`` lists the outcomes.
         """
         facts, tables = self.content(), open_tables(load())
-        check_plan(facts, self.expect_plan, tables, is_done=self.is_done)
+        check_plan(facts, self.expect_plan, tables, is_done=self.is_done, reason=self._reason)
         if self.expect_plan != self.fingerprint:
             record_plan(facts, tables, runbook=self.run.runbook, run_id=self.run.run_id)
         if self.dry_run:
@@ -154,8 +160,14 @@ class RetirementPlan(FingerprintedPlan):
         if self.expect_plan or confirm in (self.account, str(count)):
             return
         if FINGERPRINT.fullmatch(confirm):
-            tables = open_tables(load())
-            check_plan(self.content(), confirm, tables, is_done=self.is_done, option="--confirm")
+            check_plan(
+                self.content(),
+                confirm,
+                open_tables(load()),
+                is_done=self.is_done,
+                reason=self._reason,
+                option="--confirm",
+            )
             return
         words = [DONE_WORDS[action] for action in dict.fromkeys(one.action for one in self.planned)]
         raise errors.ParameterError(
