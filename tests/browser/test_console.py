@@ -402,7 +402,10 @@ def test_the_plan_of_a_dry_run_is_applied_exactly_or_refused(console: Opened, pu
     assert ssm.get_parameter(Name=name)["Parameter"]["Value"] == published.ami
     assert list(console.runs()["runbook"]).count("promote-ami") == earlier + 4
     console.tab("History")
-    console.wait_for_text("dry run")
+    console.page.locator(".vmsnix-tab-history .vmsnix-search input").fill("")
+    console.page.locator(
+        ".vmsnix-tab-history tr:has-text('promote-ami') td:has-text('dry run')"
+    ).first.wait_for()
     console.shoot_wide("history-dry")
     ssm.delete_parameter(Name=name)  # so that the AMI can be retired
 

@@ -202,7 +202,7 @@ def test_the_plan_of_a_dry_run_is_shown_and_applied_once_with_its_fingerprint(
     page, result = opened.run, opened.run.result
     page.show_run({**values, "runbook": "promote"})
     assert "Plan: Retire &lt;2&gt;" in result._summary.value
-    assert "ami-1 &lt;b&gt;" in result._summary.value
+    assert '<td class="vmsnix-whole">ami-1 &lt;b&gt;</td>' in result._summary.value  # IDs are not wrapped
     assert FINGERPRINT in result._summary.value
     assert not shown(result._confirmation)  # it does not delete
     assert result.apply_button.description == "Apply exactly this plan in AWS account 012345678901"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets
 
 from vmsnix_ops import files, outcomes
+from vmsnix_ops.display import UNBROKEN
 from vmsnix_ops.errors import ArchiveError, VmsnixError
 from vmsnix_ops.progress import amount, human_bytes, human_seconds
 from vmsnix_ops.records.result import is_dry_run, marked
@@ -319,7 +320,9 @@ _SUMMARY = """\
 <thead><tr>{% for name in plan.columns %}<th scope="col">{{ name }}</th>{% endfor %}</tr></thead>
 <tbody>
 {% for row in plan.rows %}
-<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+<tr>{% for cell in row %}
+<td{% if cell|string|length <= unbroken %} class="vmsnix-whole"{% endif %}>{{ cell }}</td>
+{%- endfor %}</tr>
 {% else %}
 <tr><td colspan="{{ plan.columns | length }}">Nothing to do.</td></tr>
 {% endfor %}
@@ -550,6 +553,7 @@ def summary_html(values: Mapping[str, Any]) -> Markup:
         undo_problem=values.get("undo_problem"),
         plans=(values.get("tables") or ()) if is_dry_run(values) else (),
         fingerprint=values.get("plan_fingerprint") if is_dry_run(values) else "",
+        unbroken=UNBROKEN,
         facts=list(_facts(values)),
         run_id=values.get("run_id", ""),
     )
