@@ -50,6 +50,7 @@ CONFIG = {
     # threads of the libraries that the runs use.
     "distributed.nanny.pre-spawn-environ": {"DASK_LOGGING__DISTRIBUTED": "critical"},
 }
+CHANGED_VARIABLES = ("DASK_LOGGING__DISTRIBUTED", "PYTHONHASHSEED")  # Dask sets them in this process too
 
 
 def need_dask() -> None:
@@ -106,7 +107,7 @@ def connected(dask: Dask, *, log: Path, environment: Mapping[str, str] | None = 
     from distributed import Client, LocalCluster
     from distributed.security import Security
 
-    with _logging_to(log), dask_module.config.set(CONFIG):
+    with _logging_to(log), dask_module.config.set(CONFIG), _restored(*CHANGED_VARIABLES):
         if not dask.scheduler:
             security = Security.temporary()  # type: ignore[no-untyped-call]
             kvm = {"kvm": 1.0} if os.access("/dev/kvm", os.R_OK | os.W_OK) else {}
@@ -142,6 +143,18 @@ def connected(dask: Dask, *, log: Path, environment: Mapping[str, str] | None = 
             ) from error
         with client:
             yield client
+
+
+@contextmanager
+def _restored(*names: str) -> Iterator[None]:
+    """Give environment variables their values again after the block."""
+    before = {name: os.environ[name] for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        for name in names:
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 def check_workers(client: Any, targets: Sequence[FleetTarget]) -> None:
