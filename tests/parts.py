@@ -118,10 +118,14 @@ def seconds_of(item: pytest.Item) -> float:
 
 
 def sample(items: Sequence[pytest.Item], wanted: str) -> list[pytest.Item]:
-    """Return a random sample of long tests for ``SEED/SECONDS``; a seed always gives the same sample."""
+    """Return a random sample of long tests for ``SEED/SECONDS``; a seed always gives the same sample.
+
+    Tests with ``long(always=True)`` are in every sample.
+    """
     seed, _, seconds = wanted.partition("/")
     shuffled = sorted(items, key=lambda item: item.nodeid)
     random.Random(seed).shuffle(shuffled)
+    shuffled.sort(key=lambda item: not any(mark.kwargs.get("always") for mark in item.iter_markers("long")))
     left, taken = float(seconds), []
     for item in shuffled:
         if seconds_of(item) <= left:

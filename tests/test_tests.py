@@ -79,6 +79,9 @@ def test_quick(): pass
 @pytest.mark.parametrize("number", range(9))
 def test_long(number): pass
 
+@pytest.mark.long(seconds=20, always=True)
+def test_always(): pass
+
 @pytest.mark.parametrize("number", range(5))
 @pytest.mark.variants(quick=2, seconds=40)
 def test_variants(number): pass
@@ -110,9 +113,10 @@ def test_parts_are_chosen_and_a_sample_can_be_repeated(project: Path) -> None:
         "test_quick",
     ]
     assert ran("checks/test_some.py::test_variants[4]") == ["test_variants[4]"]
-    assert len(ran("--parts=all")) == 17
+    assert len(ran("--parts=all")) == 18
     sampled = ran("--parts=long", "--long-sample=seed/40")
-    assert len(sampled) == 4
+    assert len(sampled) == 3
+    assert "test_always" in sampled
     assert ran("--parts=long", "--long-sample=seed/40") == sampled
     assert "no part slow" in run(project, "--parts=slow")
 

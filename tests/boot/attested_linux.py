@@ -83,6 +83,11 @@ export SOURCE_DATE_EPOCH=1700000000 LC_ALL=C TZ=UTC
 cd "$1"
 ukify build --linux=kernel --initrd=initrd.zst --cmdline=@cmdline --os-release=@os-release --uname=test \
   --stub=/usr/lib/systemd/boot/efi/linuxx64.efi.stub --output=uki.efi
+if [ -e key.pem ]; then
+  /usr/lib/systemd/systemd-sbsign sign --private-key=key.pem --certificate=certificate.pem \
+    --output=signed.efi uki.efi
+  mv signed.efi uki.efi
+fi
 systemd-repart --offline=yes --seed=SEED --definitions=repart.d --dry-run=no disk.raw
 """
 PARTITIONS = {
@@ -100,11 +105,19 @@ class Workshop:
     folder: Path  # in `TOOLS`
 
     def make(
-        self, path: Path, *, words: str = "", kernel: tuple[bytes, bytes] | None = None, initrd: bytes = b""
+        self,
+        path: Path,
+        *,
+        words: str = "",
+        kernel: tuple[bytes, bytes] | None = None,
+        initrd: bytes = b"",
+        key: bytes = b"",
+        certificate: bytes = b"",
     ) -> Path:
         """Write an image with these words in its command line, and return its path.
 
-        `kernel` is a text of the kernel and its replacement; `initrd` is added to the initrd.
+        `kernel` is a text of the kernel and its replacement; `initrd` is added to the initrd. The UKI is
+        signed with `key`, a private key in PEM.
         """
         work = Path(tempfile.mkdtemp(dir=TOOLS / "build"))
         try:
@@ -120,6 +133,9 @@ class Workshop:
             root_hash = (work / "repart.json").read_text().split('"roothash":"')[1][:64]
             line = f"console=ttyS0,115200 panic=0 loglevel=4 usrhash={root_hash} {words}".strip()
             (work / "cmdline").write_text(line)
+            if key:
+                (work / "key.pem").write_bytes(key)
+                (work / "certificate.pem").write_bytes(certificate)
             (work / "uki.efi").touch()
             _write_partitions(work)
             _run(FINISH, work)

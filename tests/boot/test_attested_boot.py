@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.boot.attested_linux import MARK, READABLE, TOOLS, UNREADABLE, UP, Workshop, workshop
-from tests.support import require
-from vmsnix_ops.boot import measurements, tpm
+from tests.support import require, unavailable
+from vmsnix_ops.boot import measurements, run, tpm
+from vmsnix_ops.boot.machine import find_hardware
 from vmsnix_ops.boot.run import boot
 from vmsnix_ops.disk.firmware import efi_files
 from vmsnix_ops.disk.formats import open_image
@@ -29,6 +31,7 @@ from vmsnix_ops.errors import BootFailedError, ImageFormatError, ToolMissingErro
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from vmsnix_ops.boot.machine import Hardware
     from vmsnix_ops.boot.measurements import Measurements
     from vmsnix_ops.boot.run import SuccessfulBoot
 
@@ -64,7 +67,7 @@ def predicted(image: Path) -> Measurements:
         return found
 
 
-def booted(image: Path, prediction: Measurements, *, expect: str = UP) -> SuccessfulBoot:
+def booted(image: Path, prediction: Measurements | None, *, expect: str = UP) -> SuccessfulBoot:
     return boot(
         image,
         expect=expect,
@@ -76,7 +79,35 @@ def booted(image: Path, prediction: Measurements, *, expect: str = UP) -> Succes
     )
 
 
-@pytest.mark.long(seconds=60)
+SNAKEOIL = Path("/usr/share/ovmf/PkKek-1-snakeoil.pem")
+ENROLLED = Path("/usr/share/OVMF/OVMF_VARS_4M.snakeoil.fd")
+"""Variables of Debian's firmware with a published key in PK, KEK and db."""
+
+
+def read_variables(firmware: Path) -> dict[str, bytes]:
+    """Return the UEFI variables in a file. Source: EDK2, ``AuthenticatedVariableFormat.h``."""
+    content, found = firmware.read_bytes(), {}
+    at = content.index(b"\xaa\x55\x3f")
+    while content[at : at + 2] == b"\xaa\x55":
+        name_bytes, data_bytes = struct.unpack_from("<II", content, at + 36)
+        name, end = at + 60, at + 60 + name_bytes + data_bytes
+        if content[at + 2] == 0x3F:  # not deleted
+            text = content[name : name + name_bytes].decode("utf-16-le").rstrip("\0")
+            found[text] = content[name + name_bytes : end]
+        at = -(-end // 4) * 4
+    return found
+
+
+def flip(image: Path, at: int) -> None:
+    """Change the lowest bit of one byte of a file."""
+    with image.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 1]))
+
+
+@pytest.mark.long(seconds=30, always=True)
 def test_the_tpm_measures_what_was_predicted(made: Workshop, tmp_path: Path) -> None:
     image = made.make(tmp_path / "clean.raw")
     prediction = predicted(image)
@@ -92,29 +123,74 @@ def test_the_tpm_measures_what_was_predicted(made: Workshop, tmp_path: Path) -> 
     assert re.search(r"/dev/mapper/usr /usr erofs ro,", console)
 
 
-@pytest.mark.long(seconds=60)
-def test_a_changed_word_of_the_kernel_is_measured_and_refused(made: Workshop, tmp_path: Path) -> None:
-    clean = predicted(made.make(tmp_path / "clean.raw"))
-    image = made.make(tmp_path / "changed.raw", kernel=KERNEL)
+@pytest.mark.parametrize(
+    ("section", "text"),
+    [
+        pytest.param(".linux", KERNEL[0], marks=pytest.mark.long(seconds=30, always=True), id="kernel"),
+        pytest.param(".initrd", b"", id="initrd"),
+        pytest.param(".cmdline", b"panic=0", id="command line"),
+    ],
+)
+@pytest.mark.long(seconds=30)
+def test_a_changed_bit_of_the_uki_is_measured_and_refused(
+    made: Workshop, tmp_path: Path, section: str, text: bytes
+) -> None:
+    image = made.make(tmp_path / "changed.raw")
+    clean = predicted(image)
+    with open_image(image) as disk:
+        uki = efi_files(disk)[clean.uki]
+        part = next(one for one in measurements.read_pe(uki).sections if one.name == section)
+        text = text or uki.read(part.offset + part.length // 2, 64)
+        assert text in uki.read(part.offset, part.length)
+    flip(image, image.read_bytes().index(text) + len(text) - 1)
     changed = predicted(image)
-    assert changed.pcr4_sha256 != clean.pcr4_sha256
     with pytest.raises(BootFailedError, match="measured something else than predicted") as caught:
-        booted(image, clean)
+        booted(image, clean, expect=MEASURED)
     assert f"is {changed.pcr4_sha256}, predicted {clean.pcr4_sha256}" in caught.value.why
+    assert changed.pcr4_sha256 != clean.pcr4_sha256
 
 
-@pytest.mark.long(seconds=60)
+@pytest.mark.long(seconds=40, always=True)
 def test_a_changed_bit_of_the_store_is_an_input_output_error(made: Workshop, tmp_path: Path) -> None:
     image = made.make(tmp_path / "changed.raw")
-    prediction, content = predicted(image), image.read_bytes()
-    at = content.index(MARK * 100) + len(MARK) * 50
-    with image.open("r+b") as file:
-        file.seek(at)
-        file.write(bytes([content[at] ^ 1]))
+    prediction = predicted(image)
+    at = image.read_bytes().index(MARK * 100) + len(MARK) * 50
+    flip(image, at)
     with open_image(image) as disk, pytest.raises(ImageFormatError, match="does not match its root hash"):
         measurements.check_store(disk, prediction.root_hash)
     found = booted(image, prediction, expect=UNREADABLE)  # the PCRs name the root hash, not the store
     assert "Input/output error" in found.console.read_text(errors="replace")
+
+
+@pytest.mark.long(seconds=60)
+def test_a_signed_uki_and_the_keys_of_secure_boot_are_measured_as_predicted(
+    made: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not SNAKEOIL.with_suffix(".key").exists() or not ENROLLED.exists():
+        unavailable("ovmf", "there is no firmware with the key snakeoil")
+    read_key = ["openssl", "rsa", "-passin", "pass:snakeoil", "-in", SNAKEOIL.with_suffix(".key")]
+    key = subprocess.run(read_key, capture_output=True, check=True, timeout=60).stdout
+    image = made.make(tmp_path / "signed.raw", key=key, certificate=SNAKEOIL.read_bytes())
+    unsigned, prediction = predicted(made.make(tmp_path / "clean.raw")), predicted(image)
+
+    def enrolled(*words: str) -> Hardware:
+        hardware = find_hardware(*words)
+        assert hardware.firmware is not None
+        return replace(hardware, firmware=(hardware.firmware[0], ENROLLED))
+
+    monkeypatch.setattr(run, "find_hardware", enrolled)
+    found = booted(image, prediction)
+    variables = read_variables(ENROLLED)
+    assert {"PK", "KEK", "db"} <= set(variables)
+    # The certificate that verified the UKI: the only one in db, after the header of its list (28 bytes).
+    authority = ("db", variables["db"][28:])
+    for bank in measurements.BANKS:
+        expected = measurements.pcr7({**variables, "SecureBoot": b"\1"}, [authority], bank)
+        assert found.pcrs[bank][7] == expected
+        # A signature is no part of the hash.
+        assert prediction.pcrs(bank) == unsigned.pcrs(bank)
+    refused = booted(tmp_path / "clean.raw", None, expect="No bootable option or device was found")
+    assert not re.search(MEASURED, refused.console.read_text(errors="replace"))
 
 
 @pytest.mark.parametrize("number", range(len(VARIANTS)))
@@ -212,8 +288,6 @@ def test_an_image_with_a_tpm_needs_swtpm(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def test_a_boot_without_a_tpm_is_not_as_predicted() -> None:
-    from vmsnix_ops.boot import run
-
     zeros = dict.fromkeys(("uki_sha256", "uki_sha384", "pcr4_sha256", "pcr4_sha384"), "0")
     prediction = measurements.Measurements(
         "0" * 64, "usr", "UKI", "", **zeros, pcr12_sha256="0", pcr12_sha384="0",
