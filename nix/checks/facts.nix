@@ -302,12 +302,13 @@ let
       );
 
     # The output.
-    "image-info.json has the registration, the root hash, the cluster, and whether the image is interactive" =
+    "image-info.json has the registration, the root hash, the PCRs, the cluster, and whether the image is interactive" =
       lib.all (part: has part image.postInstall) [
         (builtins.toJSON { inherit (config.vmsnix.attested) interactive; inherit cluster; })
         "\"registerImage\":${builtins.toJSON register}"
         "\"tpm\":\"v2.0\""
         "--arg root_hash "
+        "nitro-tpm-pcr-compute --image"
       ];
     "UUIDs of the disk are fixed" =
       variant.image.repart.seed != null && variant.image.repart.seed != "random";

@@ -230,12 +230,28 @@ def test_the_output_describes_its_disk_and_its_measured_parts(tmp_path: Path) ->
     values = {
         "out": str(out),
         "disk": "gc-fwd.raw",
+        "uki": "/nix/store/uki/nixos.efi",
         "info": json.dumps(known),
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
     }
-    subprocess.run(["bash", "-e", OUTPUT], check=True, env={**os.environ, **values}, timeout=DEADLINE)
+    # What version 1.1.2 prints.
+    printed = {"Measurements": {"HashAlgorithm": "SHA384", "PCR4": "a4", "PCR7": "a7", "PCR12": "00"}}
+    program(
+        tmp_path / "bin",
+        "nitro-tpm-pcr-compute",
+        f"[ \"$*\" = '--image /nix/store/uki/nixos.efi' ] && echo '{json.dumps(printed)}'",
+    )
+    command = ["bash", "-e", "-o", "pipefail", OUTPUT]
+    subprocess.run(command, check=True, env={**os.environ, **values}, timeout=DEADLINE)
     size = str((out / "gc-fwd.raw").stat().st_size)
     where = {"file": str(out / "gc-fwd.raw"), "logical_bytes": size}
-    measured = {"root_hash": "05db", "interactive": False, "cluster": None}
+    measured = {
+        "root_hash": "05db",
+        "pcr4_sha384": "a4",
+        "pcr12_sha384": "00",
+        "interactive": False,
+        "cluster": None,
+    }
     info = json.loads((out / "nix-support/image-info.json").read_text())
     assert info == {**known, **where, "disks": {"root": where}, "attested": measured}
     image = read_image(out)

@@ -298,8 +298,8 @@ def read_measurements(image: DiskImage, declared: Mapping[str, object]) -> Measu
     Raises
     ------
     vmsnix_ops.errors.ImageFormatError
-        An image that is declared as attested has another store, root hash, cluster or access than declared,
-        or its measurements cannot be predicted.
+        An image that is declared as attested has another store, root hash, PCR, cluster or access than
+        declared, or its measurements cannot be predicted.
     """
     try:
         found = measure(image)
@@ -319,7 +319,7 @@ def read_measurements(image: DiskImage, declared: Mapping[str, object]) -> Measu
     return found
 
 
-DECLARED = ("root_hash", "interactive", "cluster")
+DECLARED = ("root_hash", "interactive", "cluster", "pcr4_sha384", "pcr12_sha384")
 """Fields of ``attested`` in image-info.json that are compared with the bytes."""
 
 

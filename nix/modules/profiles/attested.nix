@@ -276,9 +276,13 @@ in
             apply =
               image:
               image.overrideAttrs (previous: {
-                nativeBuildInputs = previous.nativeBuildInputs ++ [ pkgs.buildPackages.jq ];
+                nativeBuildInputs = previous.nativeBuildInputs ++ [
+                  pkgs.buildPackages.jq
+                  pkgs.buildPackages.nitrotpm-tools
+                ];
                 postInstall = (previous.postInstall or "") + ''
                   disk=${config.image.baseName}.raw
+                  uki=${config.system.build.uki}/${config.system.boot.loader.ukiFile}
                   info=${lib.escapeShellArg (builtins.toJSON info)}
                   ${builtins.readFile ./attested-output.sh}
                 '';
