@@ -23,6 +23,7 @@
     │   ├── CredentialsError
     │   ├── AccessDeniedError
     │   ├── RegionError
+    │   │   └── InvalidRegionError     exit code 2: no such region, or regions of several partitions
     │   ├── BucketError
     │   ├── RoleError
     │   ├── UploadError
@@ -90,6 +91,7 @@ __all__ = [
     "ImageNotFoundError",
     "ImportFailedError",
     "InterruptedRunError",
+    "InvalidRegionError",
     "NameTakenError",
     "NixError",
     "OverwrittenValueError",
@@ -323,7 +325,13 @@ class AccessDeniedError(AwsError):
 
 
 class RegionError(AwsError):
-    """The region does not exist, or is not enabled for this account."""
+    """The region is not enabled for this account, or none is given."""
+
+
+class InvalidRegionError(RegionError):
+    """The region does not exist, or the regions are not of one partition."""
+
+    exit_code = 2
 
 
 class BucketError(AwsError):

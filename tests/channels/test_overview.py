@@ -312,8 +312,8 @@ def test_the_page_is_one_file_that_loads_nothing(aws: Sandbox) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        ({"regions": ["eu-west-9"]}, errors.RegionError),
-        ({"regions": [HOME, "cn-north-1"]}, errors.RegionError),
+        ({"regions": ["eu-west-9"]}, errors.InvalidRegionError),
+        ({"regions": [HOME, "cn-north-1"]}, errors.InvalidRegionError),
         ({"regions": HOME}, errors.ParameterError),
         ({"image": "a b"}, errors.ParameterError),
         ({"image": ".."}, None),

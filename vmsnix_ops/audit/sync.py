@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.arguments import check_arguments
 from vmsnix_ops.aws import images
-from vmsnix_ops.aws.regions import home_region
+from vmsnix_ops.aws.regions import check_regions, home_region
 from vmsnix_ops.aws.session import client
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.display import missing
@@ -50,7 +50,7 @@ def sync(
     Safe to run twice: the second run writes nothing. By default the region of the settings or of AWS is read.
     """
     settings, session = load(), session or default_session()
-    chosen = tuple(regions) or (home_region(session, settings.region),)
+    chosen = check_regions(tuple(regions) or (home_region(session, settings.region),))
     tables = tables or open_tables(settings)
     known = {(str(row["ami_id"]), str(row["region"])): row for row in _latest(tables)}
     now = datetime.now(UTC)

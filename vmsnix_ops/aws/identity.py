@@ -135,7 +135,7 @@ LONG_ENOUGH_SECONDS = 60 * 60.0  # the deadline of an import
 
 def check_region_name(region: str) -> CheckResult:
     """Check that botocore lists the region; does not call AWS."""
-    region_names.check_region_name(region, error=errors.RegionError)
+    region_names.check_region_name(region, error=errors.InvalidRegionError)
     return CheckResult("region name", "pass", region)
 
 

@@ -68,7 +68,7 @@ def check_regions(names: Iterable[str]) -> tuple[str, ...]:
     partitions = {partition_of(name): name for name in reversed(found)}
     if len(partitions) > 1:
         listed = ", ".join(f"{name} is in {partition}" for partition, name in sorted(partitions.items()))
-        raise errors.RegionError(
+        raise errors.InvalidRegionError(
             "The regions are in different partitions.",
             why=f"{listed}.",
             fix="Run the job once per partition, with credentials of an account there.",

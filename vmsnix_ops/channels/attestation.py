@@ -143,7 +143,7 @@ def read(
         )
     if last < 1:
         raise errors.ParameterError(f"Invalid last {last}: use at least 1.")
-    region = regions.home_region(session, region, settings.region)
+    (region,) = regions.check_regions([regions.home_region(session, region, settings.region)])
     ec2, ssm = client(session, "ec2", region), client(session, "ssm", region)
     if channel:
         name = parameters.parameter_name(settings.channel_prefix, image, channel)

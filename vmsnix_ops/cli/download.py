@@ -31,7 +31,7 @@ def download(snapshot_id: str, path: Path, region: str, as_json: bool) -> None:
     from vmsnix_ops.settings import load
 
     settings, session = load(), default_session()
-    region = regions.home_region(session, region, settings.region)
+    (region,) = regions.check_regions([regions.home_region(session, region, settings.region)])
     shown = progress.silent() if as_json else progress.on_screen()
     with shown.step("download", unit="bytes") as step:
         done = reading.download(
