@@ -860,6 +860,9 @@ def test_channels_are_shown_as_a_table_as_json_and_as_a_page(
         page = tmp_path / "channels.html"
         assert run_vmsnix("channels", "--html", str(page)) == (0, "", "")
         assert ami_id in page.read_text(encoding="utf-8")
+        page.unlink()
+        code, printed, _ = run_vmsnix("channels", "--html", str(page), "--json")
+        assert (code, json.loads(printed)[0]["ami_id"], page.is_file()) == (0, ami_id, True)
         code, printed, failed = run_vmsnix("channels", "--html", str(tmp_path / "no" / "x.html"))
         assert (code, printed) == (2, "")
         assert "x.html" in failed
@@ -874,4 +877,25 @@ def test_channels_are_shown_as_a_table_as_json_and_as_a_page(
         assert code == 3
         assert json.loads(printed)[0]["state"] == "unknown"
         assert "could not be read completely" in failed
-        assert "us-east-1" in run_vmsnix("channels", "--region", "us-esat-1")[2]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "channels",
+        "history sync",
+        "download snap-0123456789abcdef0 disk.raw",
+        "attestation-policy ami-0123456789abcdef0",
+        "iam-policy auditor",
+        "verify",
+        "preflight",
+    ],
+)
+def test_a_region_that_does_not_exist_is_a_usage_error(
+    run_vmsnix: RunVmsnix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("VMSNIX_STATE", str(tmp_path))
+    code, printed, failed = run_vmsnix(*command.split(), "--region", "us-esat-1")
+    assert (code, printed) == (2, "")
+    assert "us-esat-1" in failed
+    assert "us-east-1" in failed

@@ -19,7 +19,7 @@ from vmsnix_ops.cli.options import json_option, region_option
     "--html",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Write a page for a browser instead.",
+    help="Write a page for a browser instead of the table.",
 )
 @json_option
 def channels(image: str, regions: tuple[str, ...], sandbox: bool, html: Path | None, as_json: bool) -> None:
@@ -53,10 +53,10 @@ def channels(image: str, regions: tuple[str, ...], sandbox: bool, html: Path | N
             files.write(html, public.page(frame))
         except OSError as error:
             raise UsageError(f"Could not write {html}.", why=f"{error.strerror}.") from error
-    elif as_json:
+    if as_json:
         rows = frame.to_json(orient="records", date_format="iso", date_unit="ms", indent=2)
         show_json_text(rows)
-    else:
+    elif html is None:
         echo(public.show(frame))
     if (incomplete := overview.error_of(frame)) is not None:
         raise incomplete
