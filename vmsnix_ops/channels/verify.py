@@ -29,7 +29,7 @@ from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.boot import measurements
 from vmsnix_ops.progress import counted
 from vmsnix_ops.records.recorded_amis import expected_amis
-from vmsnix_ops.records.result import Result, saving
+from vmsnix_ops.records.result import Result, saving, where
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.records.tables import Tables, open_tables
 from vmsnix_ops.settings import load
@@ -77,6 +77,7 @@ class VerificationResult(Result):
     drift: pd.DataFrame  # the differences; columns as in `COLUMNS`
     regions: pd.DataFrame  # a row for each: `region`, `amis`, `drifted`, `fields`, `unread`
     fail_on_drift: bool = True  # whether a difference fails the run
+    account: str = ""
 
     def frame(self) -> pd.DataFrame:
         """Return the drift; columns as in `COLUMNS`."""
@@ -117,6 +118,7 @@ class VerificationResult(Result):
         error = self.error
         return {
             "status": "done" if error is None else "partial" if error.exit_code == 3 else "failed",
+            **where((self.account, region) for region in self.regions["region"]),
             "amis": int(self.regions["amis"].sum()),
             "drifted": self.drifted,
             "unread": self.unread,
@@ -204,7 +206,7 @@ def check(
                 "unread": len(here) - len(differing),
             }
         )
-    return VerificationResult(current_run("verify-amis"), drift, pd.DataFrame(counts), fail_on_drift)
+    return VerificationResult(current_run("verify-amis"), drift, pd.DataFrame(counts), fail_on_drift, account)
 
 
 def _no_records(image: str, why: str) -> errors.ParameterError:

@@ -345,7 +345,9 @@ class PreflightResult(Result):
             {"check": one.name, "outcome": one.outcome, "found": one.found, "fix": one.fix}
             for one in self.checks
         ]
-        return {"status": "failed" if self.failed else "done", "region": self.region, "checks": rows}
+        account = next((one.facts["account"] for one in self.checks if "account" in one.facts), None)
+        status = "failed" if self.failed else "done"
+        return {"status": status, "region": self.region, "account": account, "checks": rows}
 
     @property
     def title(self) -> str:

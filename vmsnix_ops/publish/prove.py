@@ -47,7 +47,7 @@ from vmsnix_ops.progress import Progress, counted, current, human_bytes, human_s
 from vmsnix_ops.publish.identity import measurement_tags
 from vmsnix_ops.publish.journal import record_run
 from vmsnix_ops.records import history
-from vmsnix_ops.records.result import FILE_NAME, Result, parse, saving
+from vmsnix_ops.records.result import FILE_NAME, Result, parse, saving, where
 from vmsnix_ops.records.run_context import NEW_RUN_ID, RUN_ID, current_run
 from vmsnix_ops.records.run_tables import RunTables
 from vmsnix_ops.settings import Settings, load
@@ -398,7 +398,7 @@ class ProofResult(Result):
             "ami_id": single.ami_id if single else None,
             "image_name": single.name if single else None,
             "snapshot_id": single.snapshot_id if single else None,
-            "region": single.region if single else None,
+            **where((one.account, one.region) for one in self.proofs),
             "digest": single.expected.identity or None if single else None,
             "extent": self.plan.extent,
             "gets": self.plan.gets,

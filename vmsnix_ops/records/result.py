@@ -6,7 +6,7 @@ Every documented key is always present, and ``null`` if it does not apply. A run
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from math import isfinite
@@ -124,6 +124,36 @@ def is_dry_run(values: Mapping[str, Any]) -> bool:
         return known
     given = values.get("parameters")  # runs of earlier versions have only the parameter
     return isinstance(given, Mapping) and given.get("dry_run") is True
+
+
+def where(pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """Return the places of a run, accounts with regions, as ``result.json`` contains them."""
+    found = sorted(set(pairs))
+    texts = [{text for text in several if text} for several in zip(*found, strict=True)] or [set(), set()]
+    account, region = (min(one) if len(one) == 1 else None for one in texts)
+    listed = [{"account": one, "region": other} for one, other in found]
+    return {"account": account, "region": region, "places": listed}
+
+
+def places(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return account and region of a run for people; without a result, those of its parameters.
+
+    >>> places({"account": "012345678901", "regions": ["eu-west-1", "us-east-1"]})
+    {'account': '012345678901', 'region': 'eu-west-1, us-east-1'}
+    """
+    given = values.get("parameters") or {}
+    listed = [one for one in values.get("places") or () if isinstance(one, Mapping)]
+    return {
+        name: _joined(values.get(name), [one.get(name) for one in listed], values.get(f"{name}s"))
+        or _joined(given.get(name), given.get(f"{name}s"))
+        for name in ("account", "region")
+    }
+
+
+def _joined(*sources: object) -> str:
+    """Return the first text, or the first list of texts with commas; empty if there is none."""
+    lists = ([one] if isinstance(one, str) else one for one in sources if isinstance(one, str | list))
+    return next(filter(None, (", ".join(dict.fromkeys(filter(None, one))) for one in lists)), "")
 
 
 def marked(values: Mapping[str, Any]) -> Mapping[str, Any]:

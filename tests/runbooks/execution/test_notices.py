@@ -13,7 +13,10 @@ import pytest
 
 from tests.command_line import run_vmsnix, shelf
 from vmsnix_ops.errors import SettingsError
+from vmsnix_ops.records.result import where
 from vmsnix_ops.redaction import Redactor, remembered
+from vmsnix_ops.runbooks.evidence import index
+from vmsnix_ops.runbooks.evidence.archive import RunFolder
 from vmsnix_ops.runbooks.execution import notices
 from vmsnix_ops.sandbox import sandbox
 from vmsnix_ops.settings import load
@@ -88,6 +91,29 @@ def test_a_webhook_gets_a_sentence_and_the_facts(hook: Hook, tmp_path: Path) -> 
     assert (got["status"], got["dry_run"], got["fix"]) == ("partial", True, "Fix them.")
     assert got["report"] == FAILED["report"]
     assert hook.paths == [SECRET]
+
+
+@pytest.mark.parametrize(
+    ("values", "account", "region"),
+    [
+        ({"account": "012345678901", "region": "eu-west-1"}, "012345678901", "eu-west-1"),
+        (where([("2", "eu-west-1"), ("1", "us-east-1"), ("1", "")]), "1, 2", "us-east-1, eu-west-1"),
+        ({"account": "1", "regions": ["eu-west-1", "us-east-1"]}, "1", "eu-west-1, us-east-1"),
+        ({**where([("1", "eu-west-1")]), "regions": 1, "accounts": 1}, "1", "eu-west-1"),
+        ({"parameters": {"regions": ["eu-west-1"], "region": ""}}, "", "eu-west-1"),
+        ({}, "", ""),
+    ],
+)
+def test_a_notice_and_the_list_of_runs_have_account_and_region(
+    hook: Hook, tmp_path: Path, values: dict[str, Any], account: str, region: str
+) -> None:
+    send(hook, tmp_path, **values)
+    assert (hook.got[0]["account"], hook.got[0]["region"]) == (account, region)
+    folder = tmp_path / str(FAILED["run_id"])
+    folder.mkdir()
+    index.add(RunFolder(folder.name, folder, "", {}), FAILED | values)
+    (row,) = json.loads((tmp_path / "index.json").read_text())["runs"].values()
+    assert (row.get("account", ""), row.get("region", "")) == (account, region)
 
 
 @pytest.mark.parametrize("status", ["done", "cancelled", "running"])

@@ -24,7 +24,7 @@ from urllib.parse import quote
 from vmsnix_ops import files, templates
 from vmsnix_ops.errors import ArchiveError
 from vmsnix_ops.pages import PLAIN_ROWS, PageColumn, PageTable
-from vmsnix_ops.records.result import is_dry_run
+from vmsnix_ops.records.result import is_dry_run, places
 from vmsnix_ops.redaction import Redactor, secret_values
 from vmsnix_ops.runbooks.evidence import archive as archives
 from vmsnix_ops.runbooks.evidence.runs import RUNNING, Archive
@@ -131,6 +131,7 @@ def _row(archive: Archive, values: Mapping[str, Any], status: str) -> dict[str, 
     _, _, stored = str(values.get("report") or "").rpartition("/objects/")
     report = f"objects/{stored}" if archive.remote else f"{values.get('run_id')}/{archives.REPORT}"
     row = {name: values.get(name) for name in TEXTS} | {
+        **places(values),
         "status": status,
         "dry_run": is_dry_run(values),
         "seconds": values.get("seconds"),
@@ -144,8 +145,8 @@ def _row(archive: Archive, values: Mapping[str, Any], status: str) -> dict[str, 
 
 
 COLUMNS = [
-    PageColumn("started_at", "started (UTC)", kind="time", width=9, below="run_id", link="report"),
-    PageColumn("runbook", width=8.5, below="image_name", filter=True, group=True),
+    PageColumn("started_at", "started (UTC)", kind="time", width=8.6, below="run_id", link="report"),
+    PageColumn("runbook", width=8, below="image_name", filter=True, group=True),
     PageColumn(
         *("status", "status"),
         below="error",
@@ -153,11 +154,11 @@ COLUMNS = [
         group=True,
         tones={"done": "good", "failed": "bad", "partial": "mixed", "": "soft"},
     ),
-    PageColumn("dry_run", "dry run", width=5, filter=True),
+    PageColumn("dry_run", "dry run", width=4.8, filter=True),
     PageColumn("seconds", "took (s)", kind="number", width=5),
-    PageColumn("amis", "AMIs", width=12.5),
+    PageColumn("amis", "AMIs", width=11.4),
     PageColumn("region", width=7.5, below="account", filter=True, group=True),
-    PageColumn("user", "by", width=5.5, below="host", filter=True, group=True),
+    PageColumn("user", "by", width=5.2, below="host", filter=True, group=True),
     *(PageColumn(one, hidden=True) for one in ("run_id", "report", "image_name", "error", "account", "host")),
 ]
 

@@ -20,7 +20,7 @@ from vmsnix_ops.aws.session import session_of
 from vmsnix_ops.aws.topics import publish_message
 from vmsnix_ops.endpoints import is_loopback
 from vmsnix_ops.errors import VmsnixError
-from vmsnix_ops.records.result import is_dry_run
+from vmsnix_ops.records.result import is_dry_run, places
 from vmsnix_ops.redaction import Redactor, secret_values
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ SECONDS = 15.0  # after which the run does not wait any longer
 ATTEMPTS = 3
 PAUSE_SECONDS = 1.0  # before the second attempt; twice as long before the third
 TIMEOUT_SECONDS = 5.0  # of one request
-KEYS = ("run_id", "runbook", "status", "region", "account", "image", "user", "host", "finished_at", "report")
+KEYS = ("run_id", "runbook", "status", "image", "user", "host", "finished_at", "report")
 
 
 def send(values: Mapping[str, Any], settings: Settings, environment: Mapping[str, str]) -> list[str]:
@@ -98,6 +98,7 @@ def _payload(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "text": f"{head}: {what}" if what else head,
         **{name: values.get(name) for name in KEYS},
+        **places(values),
         "dry_run": is_dry_run(values),
         "sandbox": "sandbox" in marks,
         "what": what,
