@@ -21,6 +21,7 @@ from vmsnix_ops.audit.page import past_audits
 from vmsnix_ops.audit.reports import AuditResult
 from vmsnix_ops.audit.rules import evaluate
 from vmsnix_ops.audit.sync import sync
+from vmsnix_ops.records.result import places
 from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.runbooks.evidence.github import summary
 from vmsnix_ops.settings import load
@@ -134,6 +135,8 @@ def test_the_page_shows_the_cost_of_each_image_by_age(audit: AuditResult, tmp_pa
     frame = frame.assign(monthly_usd=2.5, image="web", created_at=pd.Series(created, frame.index))
     inventory = replace(audit.inventory, frame=frame.sort_values("kind", ignore_index=True))
     text = reports.write(replace(audit, inventory=inventory), tmp_path)["audit.html"].read_text()
+    assert "No earlier scan to compare with." in text
+    assert "No changes." not in text  # without an earlier scan, that is not known
     assert re.search(r">\$7.50, [\d.]+ GiB, median \d day", text)
     assert '<rect x="0.00%" width="100.00%" height="100%" class="part-1">' in text
     assert "<title>1 week: 7.50 USD per month</title>" in text
@@ -143,6 +146,8 @@ def test_result_json_and_the_job_summary_list_the_findings(audit: AuditResult) -
     audit.save()
     result = json.loads((audit.inventory.run.folder / "result.json").read_text())
     assert (result["status"], result["amis"], result["findings_high"]) == ("done", 2, 1)
+    assert (result["account"], result["regions"]) == (audit.inventory.frame["account"].iloc[0], 1)
+    assert places(result) == {"account": audit.inventory.frame["account"].iloc[0], "region": REGION}
     text = summary(result)
     assert "| high | public | 1 |" in text
     assert f"### {len(audit.findings)} findings" in text
@@ -184,6 +189,9 @@ def test_an_audit_with_a_damaged_table_is_partial(own: Owner, table: str) -> Non
     assert result["status"] == "partial"
     (problem, *_) = result["problems"]
     assert str(log.parent) in problem
+    first = "No earlier scan to compare with."
+    assert result["changes"] == str(audit.show_changes()).strip()
+    assert (result["changes"] == first) is (table != "inventory")
     assert ami in set(audit.findings.query("rule == 'public'")["resource_id"])
     assert ("drifted" in set(audit.findings["rule"])) is (table not in ("amis", "promotions", "retirements"))
     assert ("contents-unknown" in set(audit.findings["rule"])) is (table != "packages")

@@ -61,13 +61,14 @@ class Changes:
     frame: pd.DataFrame = field(repr=False)  # columns as in COLUMNS
     # The time of the last scan of each account and region; for a bucket, the region is s3:// and its name.
     since: Mapping[tuple[str, str], datetime]
+    nothing: str = "No earlier scan to compare with."
 
     @classmethod
-    def none(cls) -> Changes:
+    def none(cls, nothing: str = nothing) -> Changes:
         """Return the changes if there is nothing to compare with."""
         import pandas as pd
 
-        return cls(pd.DataFrame(columns=list(COLUMNS)), {})
+        return cls(pd.DataFrame(columns=list(COLUMNS)), {}, nothing)
 
     def count(self, change: str) -> int:
         """Return how many resources were ``added``, ``deleted`` or ``changed``."""
@@ -75,7 +76,7 @@ class Changes:
 
     def __str__(self) -> str:
         if not self.since:
-            return "No earlier scan to compare with."
+            return self.nothing
         oldest = min(self.since.values())
         counts = ", ".join(f"{self.count(word)} {word}" for word in ("added", "deleted", "changed"))
         return f"Since {oldest:%Y-%m-%d %H:%M} UTC: {counts}."

@@ -22,7 +22,7 @@ from vmsnix_ops.audit.rules import evaluate
 from vmsnix_ops.outcomes import SEVERITIES
 from vmsnix_ops.progress import counted
 from vmsnix_ops.records.recorded_amis import newest_proofs
-from vmsnix_ops.records.result import Result, saving
+from vmsnix_ops.records.result import Result, saving, where
 from vmsnix_ops.records.secrets import frame_without_secrets
 from vmsnix_ops.records.tables import Tables, open_tables
 from vmsnix_ops.settings import load
@@ -198,7 +198,7 @@ class AuditResult(Result):
         try:
             changed = audit_changes.since_last(inventory, history)
         except errors.RecordsError as error:
-            changed = audit_changes.Changes.none()
+            changed = audit_changes.Changes.none("The changes are unknown: the last scan could not be read.")
             problems.append(f"Could not compare with the last audit. {error}")
         readable = ReadableTables(history)
         inventory = replace(inventory, frame=_with_proofs(inventory.frame, readable))
@@ -315,8 +315,10 @@ class AuditResult(Result):
         counting, acknowledged = split(self.findings)
         by_severity, folder = counting["severity"].value_counts(), self.run.folder
         status = "partial" if self.inventory.unread or self.problems else "done"
+        wanted = [*self.inventory.regions, *((one.account, one.region) for one in self.inventory.unread)]
         return {
             "status": "failed" if isinstance(self.error, errors.AuditError) else status,
+            **where(wanted),
             "problems": list(self.problems),
             "inventory": folder / "inventory.csv",
             "findings": folder / "findings.csv",
