@@ -13,6 +13,10 @@ from typing import Any
 import vmsnix_ops
 
 SCRIPT = (Path(vmsnix_ops.__file__).parent / "page.js").read_text()
+FLEXIBLE = 9
+"""Least width of a column without a width, in rem, as in page.js."""
+NARROW = 60
+"""Width of a table in a window of 1024 pixels, in rem, without the margins and two scroll bars."""
 
 
 class Elements(HTMLParser):
@@ -56,6 +60,10 @@ class Page(Elements):
         digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
         assert self.policy.startswith(f"default-src 'none'; script-src 'sha256-{digest}'; style-src ")
         assert [text for kind, _, text in self.scripts if kind != "application/json"] == [SCRIPT]
+        for _, title, block in self.scripts[:-1]:
+            shown = [one for one in json.loads(block)["columns"] if not one.get("hidden")]
+            width = sum(one.get("width") or FLEXIBLE for one in shown)
+            assert width <= NARROW, f"{title}: {width:.1f} rem do not fit into a window of 1024 pixels"
         self.tags.remove("script")
 
     def rows(self, title: str) -> list[dict[str, Any]]:

@@ -103,7 +103,7 @@
         });
       }
       state.view = view;
-      draw(items);
+      draw(items, state.group);
     };
     for (const {head, column} of heads) {
       head.scope = "col";
@@ -172,29 +172,31 @@
     }
     const shown = columns.filter((column) => !column.hidden);
     const heads = shown.map((column) => ({column, head: make("th", {className: column.kind}, column.label)}));
-    const spaces = [0, 1].map(() => make("tr", {className: "space", ariaHidden: "true"}, make("td", {colSpan: shown.length})));
+    const spaces = [0, 1].map(() => make("tr", {className: "space", ariaHidden: "true"}, make("td")));
     const body = make("tbody", {}, ...spaces);
     const table = make("table", {ariaLabel: source.dataset.title}, make("thead", {}, make("tr", {}, ...heads.map(({head}) => head))), body);
     const scroller = make("div", {className: "rows", tabIndex: 0, role: "region", ariaLabel: source.dataset.title}, table);
     const toolbar = make("div", {className: "tools"});
     heads.forEach(({head, column}) => { if (column.width) head.style.width = `${column.width}rem`; });
-    table.style.minWidth = `${shown.reduce((before, column) => before + (column.width || FLEXIBLE), 0)}rem`;
-    let items = [];
+    let items = [], visible = shown;
     const drawn = new Map();
 
+    const toneOf = ({tones, value}, row) => {
+      const tone = tones && (tones[value(row)] ?? tones[""]);
+      return tone && `tone-${tone}`;
+    };
     const cell = (column, row) => {
       const value = column.value(row), text = toText(value, column.digits), found = make("td", {className: column.kind});
-      const tone = column.tones && (column.tones[value] ?? column.tones[""]);
       const link = column.link && byName[column.link].value(row);
       const main = column.kind === "id"
         ? button(text || "details", () => showDetails(columns, row), {title: "Show details"})
         : link ? make("a", {href: link, title: text}, text) : make("span", {title: text}, text);
-      main.className = `main ${tone ? `tone-${tone}` : ""}`;
+      main.className = `main ${toneOf(column, row) ?? ""}`;
       found.append(main);
       if (text && (column.kind === "id" || column.kind === "command")) found.append(copyButton(text, text));
       if (column.below) {
-        const below = toText(byName[column.below].value(row));
-        found.append(make("span", {className: "below soft", title: below}, below));
+        const other = byName[column.below], below = toText(other.value(row));
+        found.append(make("span", {className: `below ${toneOf(other, row) ?? "soft"}`, title: below}, below));
       }
       return found;
     };
@@ -208,7 +210,7 @@
       const sums = `${counted(rows.length)}${total ? `, ${toText(total, byName[sum].digits)} ${byName[sum].label}` : ""}`;
       const first = column.lead ? [cell(byName[column.lead], rows[0]).firstChild] : [];
       const note = make("span", {className: "soft"}, column.notes?.[word] ?? "");
-      return make("tr", {className: "group"}, make("td", {colSpan: shown.length}, make("div", {}, toggle, ...first, note, make("span", {className: "count"}, sums))));
+      return make("tr", {className: "group"}, make("td", {colSpan: visible.length}, make("div", {}, toggle, ...first, note, make("span", {className: "count"}, sums))));
     };
     const render = () => {
       const first = Math.max(0, Math.floor(scroller.scrollTop / ROW) - AROUND);
@@ -217,7 +219,7 @@
       for (let place = last - 1, next = spaces[1]; place >= first; place--) { // rows that stay keep the focus
         if (!drawn.has(place)) {
           const item = items[place];
-          const row = typeof item === "number" ? make("tr", {}, ...shown.map((column) => cell(column, item))) : groupRow(item, place);
+          const row = typeof item === "number" ? make("tr", {}, ...visible.map((column) => cell(column, item))) : groupRow(item, place);
           row.ariaRowIndex = String(place + 2);
           drawn.set(place, row);
           next.before(row);
@@ -227,8 +229,12 @@
       spaces.forEach((space, number) => { space.firstChild.style.height = `${ROW * (number ? items.length - last : first)}px`; });
     };
     const act = control({columns, count, heads, toolbar, search: true, sort: byName[sort.replace("-", "")],
-      descending: sort.startsWith("-"), group: byName[group], draw: (found) => {
+      descending: sort.startsWith("-"), group: byName[group], draw: (found, by) => {
         items = found;
+        visible = shown.filter((column) => column !== by || column.below); // each group names its value
+        heads.forEach(({head, column}) => { head.hidden = !visible.includes(column); });
+        spaces.forEach((space) => { space.firstChild.colSpan = visible.length; });
+        table.style.minWidth = `${visible.reduce((before, column) => before + (column.width || FLEXIBLE), 0)}rem`;
         table.ariaRowCount = String(found.length + 1);
         drawn.forEach((row) => row.remove());
         drawn.clear();

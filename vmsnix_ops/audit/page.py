@@ -26,16 +26,18 @@ if TYPE_CHECKING:
     from vmsnix_ops.records.tables import Tables
 
 ACCOUNT = PageColumn("account", hidden=True, filter=True, group=True)
-REGION = PageColumn("region", width=8, below="account", filter=True, group=True)
-IMAGE = PageColumn("image", width=8, below="state", filter=True, group=True)
-RESOURCE = PageColumn("resource_id", "ID", kind="id", width=13.5, below="name")
+REGION = PageColumn("region", width=7.6, below="account", filter=True, group=True)
+IMAGE = PageColumn("image", width=7.6, below="state", filter=True, group=True)
+RESOURCE = PageColumn("resource_id", "ID", kind="id", width=12.8, below="name")
 NAME = PageColumn("name", hidden=True)
 CREATED = PageColumn("created_at", "created (UTC)", kind="time", hidden=True)
 COST = PageColumn("monthly_usd", "USD/month", kind="number", width=6.4, digits=2)
 STATE = PageColumn("state", hidden=True, filter=True)
-AGE = PageColumn("age_days", "age (days)", kind="number", width=6.2, digits=1)
-SIZE = PageColumn("size_gib", "size (GiB)", kind="number", width=5.5)
-STORED = PageColumn("stored_gib", "stored (GiB)", kind="number", width=6.5, digits=2)
+AGE = PageColumn("age_days", "age (days)", kind="number", width=6.5, digits=1)
+SIZE = PageColumn("size_gib", "size (GiB)", hidden=True)
+STORED = PageColumn(
+    *("stored_gib", "stored, size (GiB)"), kind="number", width=8.7, digits=2, below="size_gib"
+)
 USE = PageColumn("use", below="users", filter=True, group=True, tones={"unused": "mixed", "unknown": "soft"})
 MORE = [
     PageColumn(name, hidden=True)
@@ -67,9 +69,9 @@ FINDINGS = [
 ]
 ACKNOWLEDGED = [
     *FINDINGS[:4],
-    PageColumn("acknowledged_reason", "acknowledged because", kind="prose"),
+    PageColumn("acknowledged_reason", "acceptable because", kind="prose"),
     PageColumn("acknowledged_until", "until (UTC)", kind="time", width=9.5),
-    PageColumn("acknowledged_by", "by", width=6),
+    PageColumn("acknowledged_by", "by", width=5.8),
     *(PageColumn(one.name, one.title, hidden=True) for one in FINDINGS[4:7]),
     *FINDINGS[7:],
 ]
@@ -77,15 +79,16 @@ AMIS = [
     *(RESOURCE, IMAGE, REGION, AGE, COST, USE),
     PageColumn("last_launched_at", "launched, proven", kind="time", width=9, below="proven_at"),
     PageColumn("proven_at", "proven (UTC)", kind="time", hidden=True),
-    *(ACCOUNT, NAME, STATE, PageColumn("size_gib", "size (GiB)", hidden=True), CREATED, *MORE),
+    *(ACCOUNT, NAME, STATE, SIZE, CREATED, *MORE),
 ]
 SNAPSHOTS = [
-    *(RESOURCE, IMAGE, REGION, AGE, SIZE, STORED, COST, USE),
-    *(ACCOUNT, NAME, STATE, PageColumn("tier", hidden=True, filter=True), CREATED, *MORE),
+    *(RESOURCE, IMAGE, REGION, AGE, STORED, COST, USE),
+    *(ACCOUNT, NAME, STATE, SIZE, PageColumn("tier", hidden=True, filter=True), CREATED, *MORE),
 ]
 OTHERS = [
-    *(PageColumn("kind", width=9, filter=True, group=True), RESOURCE, IMAGE, REGION, AGE, STORED, COST),
-    *(PageColumn("message", kind="prose"), ACCOUNT, NAME, STATE, CREATED),
+    PageColumn("kind", width=8.2, below="state", filter=True, group=True),
+    *(RESOURCE, REGION, AGE, replace(STORED, label="stored (GiB)", width=6.5, below=""), COST),
+    *(PageColumn("message", kind="prose"), replace(IMAGE, hidden=True), ACCOUNT, NAME, STATE, CREATED),
 ]
 CHANGES = [
     PageColumn("change", width=7, filter=True, group=True),
@@ -93,10 +96,9 @@ CHANGES = [
     *(PageColumn("what", kind="prose"), COST, ACCOUNT, NAME),
 ]
 REGIONS = [
-    *(PageColumn("account", filter=True, group=True), PageColumn("region", filter=True, group=True)),
-    PageColumn("kind", filter=True, group=True),
-    *(PageColumn(name, kind="number") for name in ("count", "unused", "unknown")),
-    *(SIZE, STORED, COST, PageColumn("oldest_days", "oldest (days)", kind="number")),
+    *(REGION, ACCOUNT, PageColumn("kind", width=8.2, filter=True, group=True)),
+    *(PageColumn(name, kind="number", width=5.6) for name in ("count", "unused", "unknown")),
+    *(STORED, SIZE, COST, PageColumn("oldest_days", "oldest (days)", kind="number", width=7)),
 ]
 
 
@@ -163,7 +165,7 @@ def _tables(inventory: Inventory, changes: Changes) -> Iterator[PageTable]:
     yield PageTable("snapshots", "Snapshots", SNAPSHOTS, snapshots, **more, nothing="No snapshots.")
     if len(others := frame[~kinds.isin(["ami", "snapshot"])]):
         yield PageTable("others", "Imports, uploads and objects", OTHERS, others, **more)
-    yield PageTable("changes", "Changes", CHANGES, changes.frame, "change", nothing="No changes.")
+    yield PageTable("changes", "Changes", CHANGES, changes.frame, "change", nothing=str(changes))
     yield PageTable("regions", "Accounts and regions", REGIONS, inventory.summary(), "-monthly_usd")
 
 

@@ -353,10 +353,14 @@ def _last_change(
     return same[-1].modified_at, same[-1].modified_by, note_of(versions, len(versions) - len(same))
 
 
+def problems_of(frame: pd.DataFrame) -> list[str]:
+    """Return what could not be read, each problem once."""
+    return [text for text in dict.fromkeys([frame.attrs.get("problem", ""), *frame["problem"]]) if text]
+
+
 def error_of(frame: pd.DataFrame) -> errors.PartialError | None:
     """Return the error of a frame in which something is unknown; ``None`` if all was read."""
-    problems = [text for text in dict.fromkeys([frame.attrs.get("problem", ""), *frame["problem"]]) if text]
-    if not problems:
+    if not (problems := problems_of(frame)):
         return None
     more = f" {number_of(len(problems) - 1, 'more reason')} in the column problem." if problems[1:] else ""
     return errors.PartialError(
@@ -411,23 +415,25 @@ def show(frame: pd.DataFrame) -> display.DisplayTable:
 
 _ALARM = {"0": "", "unknown": "soft", "": "mixed"}
 _PAGE = [
-    PageColumn("image", width=9, below="channel", filter=True, group=True),
+    PageColumn("image", width=8, below="channel", filter=True, group=True),
     PageColumn("channel", hidden=True, filter=True, group=True),
-    PageColumn("region", width=8, filter=True, group=True),
-    PageColumn("ami_id", "AMI", kind="id", width=13.5, below="name"),
+    PageColumn("region", width=7.6, filter=True, group=True),
+    PageColumn("ami_id", "AMI", kind="id", width=12.3, below="name"),
     PageColumn("name", hidden=True),
-    PageColumn("state", width=6.5, below="age", filter=True, tones={"available": "", "": "bad"}),
+    PageColumn("state", width=6.2, below="age", filter=True, tones={"available": "", "": "bad"}),
     PageColumn("age_days", "age (days)", kind="number", hidden=True),
-    PageColumn("since", "set (UTC), by", width=9.5, below="set_by"),
+    PageColumn("since", "set (UTC), by", width=8.6, below="set_by"),
     PageColumn("set_by", hidden=True),
     PageColumn(
-        "drift", filter=True, tones={"none": "good", "unknown": "mixed", "not recorded": "mixed", "": "bad"}
+        *("drift", "drift, proven"),
+        below="proven",
+        filter=True,
+        tones={"none": "good", "unknown": "mixed", "not recorded": "mixed", "": "bad"},
     ),
-    PageColumn("proven", "proven (UTC)", kind="time", width=9),
-    PageColumn("instances", width=6, kind="number"),
-    PageColumn("older_instances", "older", width=5, kind="number", tones=_ALARM),
-    PageColumn("problem", kind="prose", tones={"": "mixed"}),
-    *(PageColumn("changed_by", hidden=True), PageColumn("age", hidden=True)),
+    PageColumn("proven", "proven (UTC)", hidden=True),
+    PageColumn("instances", "instances, older", width=8.2, kind="number", below="older_instances"),
+    PageColumn("older_instances", "older", hidden=True, tones=_ALARM),
+    *(PageColumn(name, hidden=True) for name in ("problem", "changed_by", "age")),
 ]
 
 
@@ -440,14 +446,13 @@ def page(frame: pd.DataFrame) -> str:
     shown = shown.assign(age_days=frame["age_days"], changed_by=frame["changed_by"])
     for name in ("instances", "older_instances"):  # numbers are sorted as numbers
         shown[name] = frame[name].astype("object").where(frame[name].notna(), shown[name])
-    columns = [one for one in _PAGE if one.name != "problem" or any(frame["problem"])]
     return templates.page(
         "channels/page.html",
         table=PageTable(
-            "channels", "Channels", columns, shown, "image", nothing="No channel has a value there."
+            "channels", "Channels", _PAGE, shown, "image", nothing="No channel has a value there."
         ),
         plain_rows=PLAIN_ROWS,
         when=when,
         regions=frame.attrs.get("regions", sorted(set(frame["region"]))),
-        problem="" if len(frame) else frame.attrs.get("problem", ""),
+        problems=problems_of(frame),
     )
