@@ -86,6 +86,7 @@ SHAPES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
 """Names of secrets, and patterns that match them; the group ``secret`` is removed."""
 
 _TRIGGERS = tuple(words for _, words, _ in _PATTERNS)  # every match contains one, in lower case
+_ALL_TRIGGERS = tuple(dict.fromkeys(chain.from_iterable(_TRIGGERS)))
 
 _INVISIBLE = (  # characters without a width: joiners, writing directions, variation selectors
     "\x00\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
@@ -225,14 +226,18 @@ def secret_values(environment: Mapping[str, str] | None = None) -> tuple[str, ..
     """
     environment = os.environ if environment is None else environment
     found: set[str] = set()
-    for name, value in environment.items():
-        upper = name.upper()
-        if not SECRET_NAME.search(upper):
-            continue
-        if NO_SECRET_NAME.search(upper) and not ALWAYS_SECRET_NAME.search(upper):
-            continue
-        found.update(_secrets_in(value))
+    for name in environment:
+        if _is_secret_name(name):
+            found.update(_secrets_in(environment[name]))
     return tuple(sorted(found, key=len, reverse=True))
+
+
+@lru_cache(maxsize=4096)
+def _is_secret_name(name: str) -> bool:
+    upper = name.upper()
+    if not SECRET_NAME.search(upper):
+        return False
+    return bool(ALWAYS_SECRET_NAME.search(upper)) or not NO_SECRET_NAME.search(upper)
 
 
 def _secrets_in(value: str) -> Iterator[str]:
@@ -747,6 +752,8 @@ def _shown(hidden: str) -> str:
 
 def _shaped(text: str) -> Iterator[Span]:
     lowered = text.lower() if text else ""
+    if not any(map(lowered.__contains__, _ALL_TRIGGERS)):
+        return
     for (label, shape), triggers in zip(SHAPES, _TRIGGERS, strict=True):
         if any(trigger in lowered for trigger in triggers):
             for match in shape.finditer(text):
