@@ -117,11 +117,10 @@ class Access:
         Safe to run again. Source: "Required permissions for VM Import/Export" in the VM Import/Export User
         Guide.
         """
-        session = self.session(region)
         location = (
             {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
         )
-        s3, iam = session.client("s3"), session.client("iam")
+        s3, iam = self.client("s3", region), self.client("iam", region)
         with suppress(s3.exceptions.BucketAlreadyOwnedByYou):  # the answer of every region but us-east-1
             s3.create_bucket(Bucket=bucket, **location)
         try:
