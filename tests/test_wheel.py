@@ -119,7 +119,7 @@ def test_the_wheel_is_imported_from_its_own_environment(installed: Installed) ->
 
 
 def test_the_installed_command_lists_its_runbooks(installed: Installed) -> None:
-    listed = run(installed.vmsnix, "runbooks", cwd=installed.folder, environment=installed.environment)
+    listed = run(installed.vmsnix, "list", cwd=installed.folder, environment=installed.environment)
     assert "publish-ami" in listed
 
 

@@ -120,11 +120,11 @@ def test_an_invalid_notebook_disables_no_other_one(
     assert "20-bad.ipynb" in error.what
     assert error.why
     assert error.fix
-    for words in (["--help"], ["runbooks"], ["run", "--help"], ["run", "good", "--help"]):
+    for words in (["--help"], ["list"], ["run", "--help"], ["run", "good", "--help"]):
         assert main(words) == 0
         shown = capsys.readouterr()
         assert "good" in shown.out
-        if words in (["--help"], ["runbooks"]):
+        if words in (["--help"], ["list"]):
             assert "20-bad.ipynb" in shown.out + shown.err
     assert main(["run", "bad"]) == 1
     assert "20-bad.ipynb" in capsys.readouterr().err

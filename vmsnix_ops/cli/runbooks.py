@@ -76,13 +76,12 @@ def list_runbooks(as_json: bool) -> None:
     console().print(table)
 
 
-@click.group(invoke_without_command=True)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, including every parameter.")
-@click.pass_context
-def runbooks(ctx: click.Context, as_json: bool) -> None:
-    """List the runbooks; create your own; compare or reset the copies that `vmsnix lab` opens."""
-    if ctx.invoked_subcommand is None:
-        ctx.invoke(list_runbooks, as_json=as_json)
+@click.group()
+def runbooks() -> None:
+    """Create own runbooks; compare or reset the copies that `vmsnix lab` opens.
+
+    To list the runbooks, use `vmsnix list`.
+    """
 
 
 @runbooks.command()
