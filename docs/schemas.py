@@ -25,7 +25,7 @@ from vmsnix_ops.settings import Settings, load
 REFERENCE = Path(__file__).parent / "reference"
 DIALECT = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
 ACCOUNTS = {"items": {"type": "string", "pattern": "^[0-9]{12}$"}}
-OF_THE_MACHINE = ("state", "history", "archive")  # their defaults are folders of whoever runs this
+OF_THE_MACHINE = ("state", "history", "archive")  # their defaults are folders of the user who runs this
 BOUNDS: dict[str, dict[str, Any]] = {
     "allowed_accounts": ACCOUNTS,
     "audit_accounts": ACCOUNTS,
