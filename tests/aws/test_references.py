@@ -43,7 +43,7 @@ def read(aws: SandboxClients, *images: str) -> References:
 
 
 def use(found: References, ami_id: str) -> bool | None:
-    return is_used(found.of(ami_id), complete=found.complete)
+    return is_used(found.of(ami_id), complete=not found.unread)
 
 
 def kinds(found: References, ami_id: str) -> list[tuple[str, str]]:
@@ -63,7 +63,7 @@ def template(aws: SandboxClients, name: str, *images: str) -> str:
 def test_a_new_ami_has_no_references(aws: SandboxClients) -> None:
     image = aws.image()
     found = read(aws, image)
-    assert (found.of(image), use(found, image), found.complete) == ((), False, True)
+    assert (found.of(image), use(found, image), not found.unread) == ((), False, True)
 
 
 def test_an_instance_references_its_ami_until_it_is_terminated(aws: SandboxClients) -> None:
@@ -306,7 +306,7 @@ def test_the_use_is_unknown_if_a_source_cannot_be_read(aws: SandboxClients) -> N
         {"op": "ssm:DescribeParameters", "do": "error", "code": "AccessDeniedException", "http": 400}
     )
     found = read(aws, image)
-    assert (use(found, image), found.complete) == (None, False)
+    assert (use(found, image), not found.unread) == (None, False)
     assert "AccessDeniedException" in str(found.unread["parameters"])
 
 
@@ -315,7 +315,7 @@ def test_an_ami_that_was_deregistered_in_the_meantime_is_skipped(aws: SandboxCli
     template(aws, "nodes", kept)
     aws.ec2.deregister_image(ImageId=deregistered)
     found = read(aws, kept, deregistered)
-    assert (found.complete, use(found, kept), found.of(deregistered)) == (True, True, ())
+    assert (not found.unread, use(found, kept), found.of(deregistered)) == (True, True, ())
 
 
 def test_throttled_reads_are_retried(aws: SandboxClients, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,5 +327,5 @@ def test_throttled_reads_are_retried(aws: SandboxClients, monkeypatch: pytest.Mo
         rule = {"op": operation, "nth": list(range(1, 8)), "do": "error", "http": 503}
         aws.sandbox.faults.add(rule | {"code": "RequestLimitExceeded"})
     found = read(aws)
-    assert (use(found, image), found.complete) == (True, True)
+    assert (use(found, image), not found.unread) == (True, True)
     assert aws.sandbox.calls.count("ec2:DescribeLaunchTemplates", ran=False) == 7

@@ -113,7 +113,7 @@ def _record(
     if not reason.strip():
         raise ParameterError(
             "No reason given.",
-            why="A reader of the audit has to know why the finding is acceptable.",
+            why="Readers of the audit must see why the finding is acceptable.",
             fix='Give one, such as --reason "test account, deleted in March".',
         )
     columns = [*_ABOUT, "scanned_at"]

@@ -81,7 +81,7 @@ def evaluate(
     recorded, expected = history.amis(tables), expected_amis(tables)
     if isinstance(tables, ReadableTables):
         if tables.unread.keys() & {"amis", "promotions", "retirements"}:
-            expected = []  # the tables together say what AWS should report
+            expected = []  # what AWS should report needs all these tables
         if "packages" in tables.unread:
             criteria = replace(criteria, packages=())
     proofs = newest_proofs(tables)

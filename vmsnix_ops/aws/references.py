@@ -243,11 +243,6 @@ class References:
     # The AMI ID behind each `resolve:ssm:...` in launch templates, if there is one.
     aliases: Mapping[str, str] = field(default_factory=dict)
 
-    @property
-    def complete(self) -> bool:
-        """Whether all sources could be read."""
-        return not self.unread
-
     def of(self, ami_id: str) -> tuple[Reference, ...]:
         """Return all references to an AMI, hints last."""
         return self.by_ami.get(ami_id, ())

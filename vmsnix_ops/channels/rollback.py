@@ -233,7 +233,7 @@ class RollbackPlan(plans.ChannelPlan):
         vmsnix_ops.errors.StalePlanError
             It is not the expected plan; nothing was done.
         vmsnix_ops.errors.InterruptedRunError
-            The operator asked to stop.
+            A signal stopped it.
         """
         self.check_expected()
         return _apply(self)

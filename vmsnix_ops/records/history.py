@@ -72,7 +72,9 @@ def _reader(function: Callable[..., pd.DataFrame]) -> Callable[..., pd.DataFrame
     ]
     signature = inspect.signature(function)
     tables, columns = signature.parameters.values()
-    function.__signature__ = signature.replace(parameters=[tables, *by_name, columns])  # type: ignore[attr-defined]
+    function.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[tables, *by_name, columns.replace(annotation="Filter")]
+    )
     return explain_wrong_calls(function)
 
 
@@ -257,7 +259,7 @@ def _is_declared(column: str, value: str, sources: list[tuple[Tables, str]]) -> 
     ):
         return True
     word, flake = re.compile(rf"(?<![\w-]){re.escape(value)}(?![\w-])"), Path(load().flake)
-    # The names of a flake's images are words of its files. Only Nix knows more, and takes seconds.
+    # The names of a flake's images are words of its files. Nix has the exact list, but takes seconds.
     files = (path for pattern in ("*.nix", "*/*.nix") for path in flake.glob(pattern) if path.is_file())
     return any(word.search(path.read_text(encoding="utf-8", errors="replace")) for path in files)
 

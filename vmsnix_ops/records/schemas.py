@@ -1,7 +1,7 @@
 """The columns of each table with their kinds, units and meanings.
 
 These definitions create the Delta tables, check new rows, and make the reference page
-``docs/reference/tables.md`` (``python -m vmsnix_ops.records.schemas`` prints it; a test compares the two).
+``docs/reference/tables.md`` (``python -m docs.records_pages`` writes it; a test compares the two).
 
 =======  ========================  =======================  ===========================================
 kind     in the table (arrow)      in pandas                given as

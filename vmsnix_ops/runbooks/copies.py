@@ -2,7 +2,7 @@
 
 `vmsnix lab` opens copies in a work folder, so that the package's notebooks are not changed by accident. A
 copy is made once and never overwritten. A hidden file in the folder records the digest of the cells from
-which each copy was made; so vmsnix knows which copies are older than the package's notebooks, and which were
+which each copy was made; it shows which copies are older than the package's notebooks, and which were
 edited.
 """
 

@@ -44,7 +44,7 @@ def send(values: Mapping[str, Any], settings: Settings, environment: Mapping[str
     values
         Content of ``result.json``.
     settings
-        `Settings.notify_topic` and `Settings.notify_webhook` say where to send it.
+        `Settings.notify_topic` and `Settings.notify_webhook` are its destinations.
     environment
         The variables of the run, for SNS.
     """
