@@ -13,7 +13,8 @@ import pytest
 
 from tests.boot.attested_image import SALT, make_disk, make_pe, make_verity
 from vmsnix_ops.boot import measurements
-from vmsnix_ops.disk.firmware import EfiFile, Partition, efi_files
+from vmsnix_ops.disk import firmware
+from vmsnix_ops.disk.firmware import EFI_SYSTEM, EfiFile, Partition, efi_files
 from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.errors import ImageFormatError
 
@@ -226,6 +227,28 @@ def test_a_boot_loader_before_the_uki_is_measured_first() -> None:
 def test_an_image_whose_boot_measures_more_is_refused(change: dict[str, object], problem: str) -> None:
     with pytest.raises(ImageFormatError, match=problem):
         measure(make_disk(**change))  # type: ignore[arg-type]
+
+
+def test_a_disk_with_two_efi_system_partitions_is_refused() -> None:
+    disk = bytearray(make_disk())
+    disk[1024 + 2 * 128 : 1024 + 2 * 128 + 16] = EFI_SYSTEM.bytes_le  # the type of the third partition
+    with pytest.raises(ImageFormatError, match="The disk has 2 EFI system partitions"):
+        measure(bytes(disk))
+
+
+def test_of_two_entries_with_one_name_the_first_is_measured() -> None:
+    disk = make_disk(files={"EFI/BOOT/BOOTX65.EFI": make_pe({".text": b"\xf4"})})
+    for encoding in ("ascii", "utf-16-le"):
+        disk = disk.replace("65.EFI".encode(encoding), "64.EFI".encode(encoding))
+    disk = disk.replace(b"BOOTX65 EFI", b"BOOTX64 EFI")
+    assert measured(disk).uki_sha256 == measured(make_disk()).uki_sha256
+
+
+def test_more_files_than_are_read_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(firmware, "MOST_FILES", 2)
+    assert measure(make_disk()) is not None
+    with pytest.raises(ImageFormatError, match="It has 2 files or more"):
+        measure(make_disk(files={"EFI/a": b"", "EFI/b": b"", "loader/credentials/a.cred": b"x"}))
 
 
 def test_other_disks_have_no_measurements() -> None:

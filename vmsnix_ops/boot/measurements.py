@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from vmsnix_ops.disk import firmware
 from vmsnix_ops.disk.firmware import LOADERS, EfiFile, efi_files, read_gpt
 from vmsnix_ops.errors import ImageFormatError
 
@@ -362,6 +363,11 @@ def _check_predictable(uki: PortableExecutable, words: list[str], files: Mapping
     extras = sorted(path for path in files if _EXTRAS.match(path))
     if extras:
         raise _wrong(uki.file, "PCR 12", f"Its stub also measures {extras[0]}.")
+    volumes = sum(one.efi for one in read_gpt(uki.file.image))
+    if volumes > 1:
+        raise _wrong(uki.file, "GPT", f"The disk has {volumes} EFI system partitions.")
+    if len(files) >= firmware.MOST_FILES:
+        raise _wrong(uki.file, "EFI system partition", f"It has {firmware.MOST_FILES} files or more.")
     if changed := [word for word in words if re.match(r"systemd\.verity_\w+_(data|hash|options)=", word)]:
         raise _wrong(uki.file, ".cmdline", f"{changed[0]} selects other partitions than the root hash.")
 

@@ -189,7 +189,10 @@ def efi_files(image: DiskImage) -> dict[str, EfiFile]:
             if names[1] in (".", "..") or len(found) >= MOST_FILES:
                 continue
             if not entry.is_folder:
-                found[path] = EfiFile(image, path, entry.size, volume.runs(entry.cluster, entry.size))
+                # Of two entries with one name, firmwares use the first.
+                found.setdefault(
+                    path, EfiFile(image, path, entry.size, volume.runs(entry.cluster, entry.size))
+                )
             elif depth < DEEPEST:
                 walk(volume, volume.chain(entry.cluster), f"{path}/", depth + 1)
 
