@@ -446,6 +446,8 @@ def test_unrecorded_fields_are_not_compared_except_permissions(aws: Sandbox) -> 
         verify.check()
     made = make_ami(aws)
     record(aws, made, source="sync", without=("imds_support", "ena_support", *YOUNG))
+    with pytest.raises(errors.ParameterError, match=r"Did you mean 'ecs-node'\? Searched"):
+        verify.check(image="ecs-nod")
     state(aws, made).imds = ""
     protect(aws, made)
     describe(aws, made)

@@ -175,7 +175,8 @@ def check(
     given = tuple(regions)
     expected = expected_amis(tables, regions=() if given == (ALL,) else check_regions(given), image=image)
     if not expected:
-        raise _no_records(image, f"Searched {settings.history}.")
+        similar = errors.nearest(image, {row["image"] for row in expected_amis(tables) if row["image"]})
+        raise _no_records(image, f"{similar} Searched {settings.history}.".lstrip())
     preferred = [settings.region, session.region_name, *(row["region"] for row in expected)]
     account = read_account(session, dict.fromkeys(filter(None, preferred)))
     expected = [row for row in expected if row.get("account") in (None, account)]
