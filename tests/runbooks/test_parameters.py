@@ -96,7 +96,7 @@ def test_an_error_names_parameter_type_and_value(declaration: str, given: object
     assert name in refused.value.what
     assert repr(given) in refused.value.what
     assert reason in refused.value.why
-    assert kind in refused.value.fix
+    assert refused.value.fix.startswith(f"Give {name} as {kind}; its default is ")
 
 
 def test_the_error_for_a_mistyped_name_suggests_the_nearest(shelf: Shelf) -> None:

@@ -426,7 +426,7 @@ def _invalid(parameter: Parameter, value: object, error: _InvalidValueError) -> 
     return ParameterError(
         f"{parameter.name}: {value!r} is not {_describe(parameter.type)}.",
         why=str(error),
-        fix=f"{parameter.name} is declared as {parameter.type}; its default is {parameter.default!r}.",
+        fix=f"Give {parameter.name} as {parameter.type}; its default is {parameter.default!r}.",
     )
 
 

@@ -173,6 +173,7 @@ def test_an_older_copy_of_a_resumed_run_is_found(evidence: Evidence) -> None:
     open_tables(evidence.settings).append("runs", [runs_row(values)])
     found = evidence.verify()
     assert (found.exit_code, found.finding) == (1, "cut off")
+    assert "9 entries missing at its end." in str(found)
 
 
 def test_another_number_of_the_attempt_does_not_hide_the_row(evidence: Evidence) -> None:

@@ -182,7 +182,7 @@ def _compare_with_anchors(
     if anchors and anchors[-1].entries > len(hashes):
         missing = anchors[-1].entries - len(hashes)
         return EvidenceCheck(
-            JOURNAL, "cut off", f"The last {counted(missing, 'entry', 'entries')} of it are missing."
+            JOURNAL, "cut off", f"{counted(missing, 'entry', 'entries')} missing at its end."
         )
     if not anchors:
         return EvidenceCheck(
