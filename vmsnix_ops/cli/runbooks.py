@@ -24,7 +24,8 @@ QUERY = """\
 from vmsnix_ops import history
 
 amis = history.amis()
-amis[amis["name"].str.contains(name, regex=False)]
+chosen = amis["name"].str.contains(name, regex=False)
+amis.loc[chosen, ["image", "version", "region", "ami_id"]]
 """
 
 

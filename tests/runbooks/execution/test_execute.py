@@ -186,12 +186,20 @@ def test_progress_from_other_threads_and_processes_is_kept(shelf: Shelf) -> None
     assert "child finished" in log
 
 
+TABLE = {
+    "text/plain": "\n".join(f"row {number}" for number in range(50)),
+    "text/html": '<table class="dataframe"></table>',
+}
+"""A frame of pandas as a cell displays it."""
+
+
 def test_output_is_limited_to_its_beginning_and_end(shelf: Shelf) -> None:
     limits = OutputLimits(cell=1000, notebook=5000, display=2000, log=3000)
     outcome = shelf.run(
         "for number in range(20_000):\n    print(f'line {number}')",
         "print('y' * 100_000)",
-        "from IPython.display import HTML\nHTML('z' * 100_000)",
+        "from IPython.display import HTML, display\nHTML('z' * 100_000)",
+        f"display({TABLE!r}, raw=True)",
         "print('the last word')",
         limits=limits,
     )
@@ -204,7 +212,9 @@ def test_output_is_limited_to_its_beginning_and_end(shelf: Shelf) -> None:
     assert "the last word" in shown
     assert Path(outcome.notebook).stat().st_size < 12_000
     assert Path(outcome.log).stat().st_size < 3_500
-    assert "line 19999" in shelf.screen.getvalue()  # the screen shows everything
+    assert "line 19999" in shelf.screen.getvalue()  # the screen shows everything printed,
+    assert "row 19\n30 more lines of this table in the report.\n" in shelf.screen.getvalue()
+    assert "row 49" in shown
 
 
 def test_parallel_runs_do_not_disturb_each_other(shelf: Shelf) -> None:

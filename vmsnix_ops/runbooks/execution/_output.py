@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 WIDGET_TEXT = re.compile(r"^<[^\n]*>$|^(HBox|VBox|Output|FloatProgress|IntProgress|HTML|Label)\(.*\)$")
 
+FRAME = 'class="dataframe"'
+FRAME_LINES = 20  # of a frame; pandas prints up to 60 rows, once for each group of columns
+
 
 @dataclass(frozen=True, slots=True)
 class OutputLimits:
@@ -145,8 +148,12 @@ class LiveOutput:
         return text
 
     def display(self, data: dict[str, Any]) -> None:
-        """Show the plain text of a display output."""
+        """Show the plain text of a display output; of a frame of pandas, the first lines."""
         text = "".join(data.get("text/plain", "")).rstrip()
+        rows = text.split("\n")
+        if len(rows) > FRAME_LINES and FRAME in "".join(data.get("text/html", "")):
+            more = counted(len(rows) - FRAME_LINES, "more line")
+            text = "\n".join([*rows[:FRAME_LINES], f"{more} of this table in the report."])
         if text and not WIDGET_TEXT.match(text):
             self.flush()
             self._show(as_lines(plain(self._redactor.text(text))) + "\n")
