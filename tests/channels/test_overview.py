@@ -154,6 +154,7 @@ def test_what_cannot_be_read_is_unknown(aws: Sandbox, operation: str, unknown: s
         for name in ("state", "drifted", "instances", "older_instances", "run_id", "changed_by", "since")
         if pd.isna(row[name]) or row[name] in ("", "unknown")
     } == unknown
+    assert row["problem"].startswith(f"{HOME}: ")
     assert operation.partition(":")[2].lower() in row["problem"].lower()
 
 

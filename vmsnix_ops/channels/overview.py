@@ -194,7 +194,7 @@ class _RegionReader:
             listed = parameters.list_parameters(self._ssm, f"{self._prefix}{image}".rstrip("/"))
         except errors.AwsError as error:
             closed = error.code in NOT_ENABLED_CODES
-            problem = str(region_not_enabled(self._name, error.why) if closed else error)
+            problem = f"{self._name}: {region_not_enabled(self._name, error.why) if closed else error}"
             unknown = {"image": image, "region": self._name, "state": "unknown", "problem": problem}
             return [dict.fromkeys(set(COLUMNS) - _KINDS.keys(), "") | unknown]
         found = {one.name: one for one in listed if self._is_channel(one)}
@@ -218,7 +218,7 @@ class _RegionReader:
         try:
             return call()
         except errors.AwsError as error:
-            self._problems[str(error)] = None
+            self._problems[f"{self._name}: {error}"] = None
             return None
 
     def _read(self, found: list[ChannelParameter]) -> None:
@@ -280,7 +280,7 @@ class _RegionReader:
         proof = self._records.proofs.get(ami_id, {})
         found, ami = self._differences.get(ami_id), (self._amis or {}).get(ami_id)
         fields = [each.field for each in found or () if each.field != "access"]
-        unread = [each.found for each in found or () if each.field == "access"]
+        unread = [f"{self._name}: {each.found}" for each in found or () if each.field == "access"]
         if not ami_id or promotion.get("ami_id", ami_id) != ami_id:
             fields.insert(0, "channel")
         if proof.get("verdict") == "differs":
