@@ -50,7 +50,7 @@ options = ["--LabApp.expose_app_in_browser=True", "--ServerApp.allow_root=True"]
 sys.exit(main([*sys.argv[4:], "--sandbox", "--no-browser", "--", *options]))
 """
 SPEED = 600.0
-SHOTS = Path(os.environ.get("VMSNIX_SCREENSHOTS") or ROOT / ".cache" / "screenshots")
+SHOTS = Path(os.environ.get("TEST_SCREENSHOTS") or ROOT / ".cache" / "screenshots")
 FITS = """() => {
     const notebook = document.querySelector('.jp-WindowedPanel-outer');
     return notebook.scrollWidth <= notebook.clientWidth;
