@@ -88,7 +88,7 @@ def list_findings(
         )
     )
     if apart:
-        echo(f"{counted(apart, 'acknowledged finding')} not listed: {SHOW}")
+        echo(f"{counted(apart, 'acknowledged finding')} not listed: {SHOW}{' --sandbox' if sandbox else ''}")
 
 
 @findings.command()
