@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -13,12 +14,13 @@ from vmsnix_ops.outcomes import RUN_STATUSES
 from vmsnix_ops.text import echo, json, line
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from click.shell_completion import CompletionItem
 
     from vmsnix_ops.runbooks.evidence.runs import Archive, ArchivedRun
 
+Result = TypeVar("Result")
 STATUSES = (*RUN_STATUSES, "unreadable")
 SHOWN = 20
 FACTS = (
@@ -36,6 +38,16 @@ FACTS = (
 )
 MODIFIED = "modified  The cells of the notebook differed from those of the package."
 sandbox_option = click.option("--sandbox", is_flag=True, help="Use the archive of runs with --sandbox.")
+
+
+def archive_options(command: Callable[..., Result]) -> Callable[..., Result]:
+    """Add --sandbox and --archive to a subcommand; both can also be given before its name."""
+
+    @click.pass_obj
+    def call(parent: tuple[str, bool], /, *, archive: str, sandbox: bool, **given: Any) -> Result:
+        return command(archive=archive or parent[0], sandbox=sandbox or parent[1], **given)
+
+    return sandbox_option(archive_option(functools.update_wrapper(call, command)))
 
 
 def _ids(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -115,19 +127,15 @@ def runs(
 @click.argument("run_id", metavar="ID", shell_complete=_ids)
 @click.option("--open", "in_browser", is_flag=True, help="Open the report in the browser.")
 @click.option("--json", "as_json", is_flag=True, help="Print the run's result.json.")
-@sandbox_option
-@archive_option
-@click.pass_obj
-def show(
-    parent: tuple[str, bool], run_id: str, in_browser: bool, as_json: bool, archive: str, sandbox: bool
-) -> None:
+@archive_options
+def show(run_id: str, in_browser: bool, as_json: bool, archive: str, sandbox: bool) -> None:
     """Show a run: its parameters, outcome, step times and evidence.
 
     ID can be any unique beginning of the run ID, or its last six digits.
     """
     from vmsnix_ops.cli.output import show_json
 
-    opened = open_archive(archive or parent[0], sandbox=sandbox or parent[1])
+    opened = open_archive(archive, sandbox=sandbox)
     found = opened.find(run_id)
     if as_json:
         show_json({**found.values, "status": found.status})
@@ -140,10 +148,8 @@ def show(
 @runs.command()
 @click.argument("run_id", metavar="ID", shell_complete=_ids)
 @json_option
-@sandbox_option
-@archive_option
-@click.pass_obj
-def verify(parent: tuple[str, bool], run_id: str, as_json: bool, archive: str, sandbox: bool) -> int:
+@archive_options
+def verify(run_id: str, as_json: bool, archive: str, sandbox: bool) -> int:
     """Check that the evidence of a run was not changed, removed or cut off.
 
     Compares the run's journal with the copies of its last SHA-256 (in the history, in an archive on S3, and
@@ -155,8 +161,8 @@ def verify(parent: tuple[str, bool], run_id: str, as_json: bool, archive: str, s
     from vmsnix_ops.cli.sandbox import load_settings
     from vmsnix_ops.runbooks.evidence import verification
 
-    opened = open_archive(archive or parent[0], sandbox=sandbox or parent[1])
-    found = verification.verify(opened, load_settings(sandbox=sandbox or parent[1]), opened.find(run_id))
+    opened = open_archive(archive, sandbox=sandbox)
+    found = verification.verify(opened, load_settings(sandbox=sandbox), opened.find(run_id))
     if as_json:
         show_json(found.to_json())
         return found.exit_code
@@ -179,11 +185,8 @@ def verify(parent: tuple[str, bool], run_id: str, as_json: bool, archive: str, s
 @click.option("--anyway", is_flag=True, help="Resume although version, account or plan are different now.")
 @click.option("--yes", is_flag=True, help="Confirm that the run may delete, if it was not a dry run.")
 @json_option
-@sandbox_option
-@archive_option
-@click.pass_obj
+@archive_options
 def resume(
-    parent: tuple[str, bool],
     run_id: str,
     pairs: tuple[str, ...],
     anyway: bool,
@@ -205,10 +208,9 @@ def resume(
     from vmsnix_ops.runbooks.execution import resume as resuming
     from vmsnix_ops.runbooks.execution.execute import same_parameters
 
-    in_sandbox = sandbox or parent[1]
-    found = _past_run(run_id, archive or parent[0], sandbox=in_sandbox, elsewhere=False)
+    found = _past_run(run_id, archive, sandbox=sandbox, elsewhere=False)
     resuming.check_resumable(found, anyway=anyway)
-    opened = open_archive(archive or parent[0], sandbox=in_sandbox)
+    opened = open_archive(archive, sandbox=sandbox)
     secrets = _ask_for_secrets(resuming.secret_parameters(found), parameters.split(pairs))
     with TemporaryDirectory(prefix="vmsnix-resume-") as folder:
         runbook = resuming.archived_runbook(opened, found, Path(folder))
@@ -216,7 +218,7 @@ def resume(
         return execute(
             runbook,
             same_parameters(runbook, found.parameters, secrets),
-            sandbox=in_sandbox,
+            sandbox=sandbox,
             archive=opened.location,
             as_json=as_json,
             yes=yes,
@@ -242,10 +244,8 @@ def _ask_for_secrets(names: list[str], given: Mapping[str, str]) -> dict[str, ob
 @runs.command()
 @click.argument("run_id", metavar="[ID]", default="", shell_complete=_ids)
 @json_option
-@sandbox_option
-@archive_option
-@click.pass_obj
-def repair(parent: tuple[str, bool], run_id: str, as_json: bool, archive: str, sandbox: bool) -> int:
+@archive_options
+def repair(run_id: str, as_json: bool, archive: str, sandbox: bool) -> int:
     """Save the rows and evidence that runs on this machine could not save.
 
     Without ID, repair all runs. A run whose process ended without a result is marked "lost"; a running run is
@@ -258,8 +258,8 @@ def repair(parent: tuple[str, bool], run_id: str, as_json: bool, archive: str, s
     from vmsnix_ops.runbooks.evidence import index
     from vmsnix_ops.runbooks.evidence.runs import repair as repair_runs
 
-    settings = load_settings(sandbox=sandbox or parent[1])
-    opened = open_archive(archive or parent[0], sandbox=sandbox or parent[1])
+    settings = load_settings(sandbox=sandbox)
+    opened = open_archive(archive, sandbox=sandbox)
     wanted = opened.full_id(run_id) if run_id else ""
     found = list(repair_runs(opened, settings, run_id=wanted))
     if found and (problem := index.update(opened, again=[one.run_id for one in found])):
@@ -277,17 +277,15 @@ def repair(parent: tuple[str, bool], run_id: str, as_json: bool, archive: str, s
 
 
 @runs.command()
-@sandbox_option
-@archive_option
-@click.pass_obj
-def index(parent: tuple[str, bool], archive: str, sandbox: bool) -> None:
+@archive_options
+def index(archive: str, sandbox: bool) -> None:
     """Write the page with the list of all runs again, from the entries of all runs.
 
     Each run updates index.html in the archive when it ends. Use this for runs of earlier versions.
     """
     from vmsnix_ops.runbooks.evidence import index as lists
 
-    echo(lists.rebuild(open_archive(archive or parent[0], sandbox=sandbox or parent[1]), most=None))
+    echo(lists.rebuild(open_archive(archive, sandbox=sandbox), most=None))
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -449,7 +447,7 @@ def _show_how_to_apply(entry: ArchivedRun) -> None:
     if not fingerprint or not is_dry_run(values):
         return
     words = [entry.command("rerun"), "--no-dry-run", "--expect-plan", fingerprint]
-    words += ["--yes"] if values.get("side_effects") in ("deletes", "destroys") else []
+    words += ["--yes"] if values.get("side_effects") == "deletes" else []
     console().print(cell(f"{'apply':<9} {' '.join(words)}"), soft_wrap=True)
 
 

@@ -258,9 +258,7 @@ def _register_setting(
     setting: str,
     *,
     member: str,
-    get: str,
-    put: str,
-    delete: str,
+    noun: str,
     missing: tuple[str, str] = ("", ""),
     check: DocumentCheck | None = None,
     default: Callable[[], Any] | None = None,
@@ -275,8 +273,8 @@ def _register_setting(
         Its key in `Bucket.settings`.
     member
         The parameter with the document; also the member of the answer, unless `is_answer`.
-    get, put, delete
-        Names of the operations.
+    noun
+        The operations are ``Get``, ``Put`` and ``Delete`` with this.
     missing
         Code and text of the error when there is no document.
     check
@@ -286,7 +284,7 @@ def _register_setting(
     is_answer
         Whether the document is the answer, not a member of it.
     put_status
-        HTTP status of the answer to `put`.
+        HTTP status of the answer to the ``Put``.
     """
 
     def get_setting(context: Context, params: Params) -> dict[str, Any]:
@@ -312,9 +310,9 @@ def _register_setting(
         bucket.settings.pop(setting, None)
         return {"__status__": 204}
 
-    operation("s3", get, *GET)(get_setting)
-    operation("s3", put, *PUT, member)(put_setting)
-    operation("s3", delete, *GET)(delete_setting)
+    operation("s3", f"Get{noun}", *GET)(get_setting)
+    operation("s3", f"Put{noun}", *PUT, member)(put_setting)
+    operation("s3", f"Delete{noun}", *GET)(delete_setting)
 
 
 def _check_block(document: dict[str, Any]) -> dict[str, Any]:
@@ -352,36 +350,28 @@ def _only_rule(document: dict[str, Any]) -> dict[str, Any]:
 _register_setting(
     "public_access_block",
     member="PublicAccessBlockConfiguration",
-    get="GetPublicAccessBlock",
-    put="PutPublicAccessBlock",
-    delete="DeletePublicAccessBlock",
+    noun="PublicAccessBlock",
     missing=("NoSuchPublicAccessBlockConfiguration", "The public access block configuration was not found"),
     check=_check_block,
 )
 _register_setting(
     "encryption",
     member="ServerSideEncryptionConfiguration",
-    get="GetBucketEncryption",
-    put="PutBucketEncryption",
-    delete="DeleteBucketEncryption",
+    noun="BucketEncryption",
     check=_check_encryption,
     default=_default_encryption,
 )
 _register_setting(
     "ownership",
     member="OwnershipControls",
-    get="GetBucketOwnershipControls",
-    put="PutBucketOwnershipControls",
-    delete="DeleteBucketOwnershipControls",
+    noun="BucketOwnershipControls",
     missing=("OwnershipControlsNotFoundError", "The bucket ownership controls were not found"),
     check=_check_ownership,
 )
 _register_setting(
     "tagging",
     member="Tagging",
-    get="GetBucketTagging",
-    put="PutBucketTagging",
-    delete="DeleteBucketTagging",
+    noun="BucketTagging",
     missing=("NoSuchTagSet", "The TagSet does not exist"),
     check=_check_tagging,
     is_answer=True,
