@@ -137,7 +137,6 @@ def test_a_rollback_of_a_publish_is_refused_and_names_the_commands(
         ("help history steps", "history steps --help"),
         ("help fleet", "run fleet --help"),
         ("help undo", "undo --help"),
-        ("runbooks", "list"),
     ],
 )
 def test_both_spellings_print_the_same(run_vmsnix: RunVmsnix, words: str, other: str) -> None:

@@ -243,7 +243,7 @@ def test_runbooks_are_listed_with_hostile_titles_as_text(shelf: Shelf, run_vmsni
         book = json.loads(path.read_text())
         book["metadata"]["vmsnix"] |= {"title": word, "description": word}
         path.write_text(json.dumps(book))
-    for words in (("runbooks",), ("runbooks", "--json"), ("--help",), ("run", "book-10", "--help")):
+    for words in (("list",), ("list", "--json"), ("--help",), ("run", "book-10", "--help")):
         code, out, err = run_vmsnix(*words)
         assert code == 0, err
         assert_safe_lines(out)
