@@ -11,14 +11,14 @@ import os
 import textwrap
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.progress import human_bytes, human_seconds
 from vmsnix_ops.templates import fill
 from vmsnix_ops.text import line, lines, markdown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import pandas as pd
 
@@ -254,6 +254,20 @@ def make_table(
     """Return a table of values as text; a missing value becomes a dash."""
     texts = tuple(tuple(text(value) for value in row) for row in rows)
     return DisplayTable(tuple(columns), texts, frozenset(right), title, nothing)
+
+
+def steps_table(steps: Iterable[Mapping[str, Any]]) -> DisplayTable:
+    """Return the steps of a run, as in ``result.json``: name, status, duration, bytes."""
+    rows = [
+        (
+            step.get("step", ""),
+            step.get("status", ""),
+            human_seconds(float(step.get("seconds") or 0)),
+            human_bytes(float(step["bytes"])) if step.get("bytes") else "",
+        )
+        for step in steps
+    ]
+    return make_table(("step", "status", "time", "bytes"), rows, right=("time", "bytes"))
 
 
 def shortened(table: DisplayTable, most: int, where: str) -> DisplayTable:

@@ -8,11 +8,11 @@ import sys
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
-from vmsnix_ops.progress import human_bytes, human_seconds
+from vmsnix_ops.progress import human_seconds
 from vmsnix_ops.text import CommandFree, echo, json, json_text, line, lines
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping
 
     from rich.console import Console
     from rich.table import Table
@@ -170,6 +170,7 @@ def show_outcome(outcome: RunOutcome, stream: TextIO | None = None, *, following
     """Write the outcome of a run: its AMI, the time of its steps, and the location of its evidence."""
     from rich.text import Text
 
+    from vmsnix_ops.display import steps_table
     from vmsnix_ops.records.result import is_dry_run, marked
 
     screen = console(stream)
@@ -181,7 +182,7 @@ def show_outcome(outcome: RunOutcome, stream: TextIO | None = None, *, following
         screen.print(Text.assemble((line(values["ami_id"]), style), f"  {line(name)}"))
     steps = values.get("steps")
     if isinstance(steps, list) and steps:
-        screen.print(steps_table(steps))
+        screen.print(str(steps_table(steps)), soft_wrap=True)
     show_slow(values, stream)
     took = f" in {human_seconds(outcome.seconds)}"
     status = (outcome.status, COLOURS[outcome.status])
@@ -216,17 +217,3 @@ def show_failure(outcome: RunOutcome) -> None:
             console(sys.stderr).print(cell(f"       AWS request ID: {request}"), soft_wrap=True)
     for problem in outcome.problems:
         show_error(problem)
-
-
-def steps_table(steps: Sequence[Mapping[str, Any]]) -> Table:
-    """Return a run's steps as a table: step, status, time, bytes."""
-    table = new_table("step", "status", "time", "bytes", right=("time", "bytes"))
-    for step in steps:
-        moved = float(step.get("bytes") or 0)
-        table.add_row(
-            cell(step.get("step", "")),
-            cell(step.get("status", "")),
-            human_seconds(float(step.get("seconds") or 0)),
-            human_bytes(moved) if moved else "",
-        )
-    return table

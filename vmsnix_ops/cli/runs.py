@@ -376,14 +376,8 @@ def _show(entry: ArchivedRun) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from vmsnix_ops.cli.output import (
-        COLOURS,
-        EVIDENCE,
-        cell,
-        console,
-        show_slow,
-        steps_table,
-    )
+    from vmsnix_ops.cli.output import COLOURS, EVIDENCE, cell, console, show_slow
+    from vmsnix_ops.display import steps_table
     from vmsnix_ops.progress import human_seconds
     from vmsnix_ops.records.result import marked
 
@@ -410,7 +404,7 @@ def _show(entry: ArchivedRun) -> None:
         screen.print(table)
     steps = values.get("steps")
     if isinstance(steps, list) and steps:
-        screen.print(steps_table(steps))
+        screen.print(str(steps_table(steps)), soft_wrap=True)
     show_slow(values)
     for problem in values.get("problems") or []:
         screen.print(cell(problem, "yellow"), soft_wrap=True)

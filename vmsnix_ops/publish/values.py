@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.display import Displayed, DisplayTable, make_table, seconds, size
+from vmsnix_ops.display import Displayed, DisplayTable, make_table, steps_table
 from vmsnix_ops.errors import UnsavedError
 from vmsnix_ops.nix.image import BuiltImage
 from vmsnix_ops.progress import counted
@@ -184,8 +184,7 @@ class PublishResult(Result):
 
     def table(self) -> DisplayTable:
         """Return the duration of each step."""
-        rows = [(one.step, one.status, seconds(one.seconds), size(one.bytes or None)) for one in self.steps]
-        return make_table(("step", "status", "took", "bytes"), rows, right=("took", "bytes"))
+        return steps_table(map(asdict, self.steps))
 
     def frame(self) -> pd.DataFrame:
         """Return the steps: ``step``, ``status``, ``seconds``, ``bytes``."""

@@ -10,15 +10,15 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.display import make_table
+from vmsnix_ops.display import make_table, steps_table
 from vmsnix_ops.errors import RunError
-from vmsnix_ops.progress import human_bytes, human_seconds
+from vmsnix_ops.progress import human_seconds
 from vmsnix_ops.records.result import is_dry_run, marked
 from vmsnix_ops.redaction import Redactor, secret_values
 from vmsnix_ops.text import github_value, markdown, markdown_code
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
 SYMBOLS = {"done": "✅", "failed": "❌", "partial": "⚠️", "cancelled": "⏹️"}
 FACTS = (
@@ -80,20 +80,12 @@ def summary(values: Mapping[str, Any]) -> str:
         lines.append("")
     shown = marked(values)
     facts = [(key, shown[key]) for key in FACTS if shown.get(key) not in (None, "")]
-    lines += _table(("", ""), [(markdown(key), _fact(key, value)) for key, value in facts])
+    rows = [(markdown(key), _fact(key, value)) for key, value in facts]
+    # The values are code, so this is not a table of `display`.
+    lines += [f"| {' | '.join(cells)} |" for cells in (("", ""), ("---", "---"), *rows)]
     steps = values.get("steps")
     if isinstance(steps, list) and steps:
-        rows = [
-            (
-                markdown(step.get("step", step.get("name", ""))),
-                markdown(step.get("status", "")),
-                human_seconds(float(step.get("seconds") or 0)),
-                human_bytes(float(step["bytes"])) if step.get("bytes") else "",
-            )
-            for step in steps
-            if isinstance(step, dict)
-        ]
-        lines += ["", *_table(("step", "status", "time", "bytes"), rows)]
+        lines += ["", steps_table(step for step in steps if isinstance(step, dict))._repr_markdown_()]
     for step in values.get("slow") or []:
         lines += ["", f"> Slow: {markdown(step['text'])}"]
     for table in values.get("tables") or []:
@@ -111,8 +103,3 @@ def _fact(key: str, value: object) -> str:
     if key == "seconds" and isinstance(value, int | float):
         return human_seconds(value)
     return markdown_code(value)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a table whose cells are Markdown."""
-    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
