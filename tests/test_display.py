@@ -135,6 +135,10 @@ def test_a_table_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     monkeypatch.delenv("COLUMNS")
     assert len(str(AMIS).split("\n")) == 4
+    # Columns have one space between them if a row then needs fewer lines.
+    monkeypatch.setenv("COLUMNS", "20")
+    words = make_table(("a", "b", "c", "d"), [("1" * 12, "2" * 7, "3" * 8, "4" * 7), ("5", "6", "7", "8")])
+    assert str(words).split("\n")[2:4] == ["111111111111 2222222", "    33333333 4444444"]
 
 
 @pytest.mark.parametrize("width", range(20, 161, 7))

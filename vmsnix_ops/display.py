@@ -201,14 +201,10 @@ def _table_lines(table: list[list[str]], right: Sequence[bool], limit: int) -> l
         heads = [_wrap(text, max(longest[place], 1)) for place, text in enumerate(table[0])]
     cells = [heads, *([_wrap(text, limit - 4) for text in row] for row in table[1:])]
     widths = [max(len(text) for row in cells for text in row[place]) for place in range(len(heads))]
-    gap = 1 if sum(widths[p] + 2 for p in places) - 2 > limit >= sum(widths[p] + 1 for p in places) - 1 else 2
-    groups: list[list[int]] = [[]]
-    for place in places:
-        indent = 4 if len(groups) > 1 else 0
-        whole = indent + sum(widths[p] + gap for p in groups[-1]) + widths[place]
-        if limit and groups[-1] and whole > limit:
-            groups.append([])
-        groups[-1].append(place)
+    # One space between columns if a row then needs fewer lines.
+    groups, gap = min(
+        ((_row_lines(places, widths, gap, limit), gap) for gap in (2, 1)), key=lambda one: len(one[0])
+    )
     found = []
     for row in cells:
         for number, group in enumerate(groups):
@@ -222,6 +218,18 @@ def _table_lines(table: list[list[str]], right: Sequence[bool], limit: int) -> l
                     texts.append(text.rjust(widths[place]) if right[place] else text.ljust(widths[place]))
                 found.append((" " * (4 if number else 0) + (" " * gap).join(texts)).rstrip())
     return [*above, *found]
+
+
+def _row_lines(places: list[int], widths: list[int], gap: int, limit: int) -> list[list[int]]:
+    """Return the columns of each line of a row; the first line is not indented."""
+    groups: list[list[int]] = [[]]
+    for place in places:
+        indent = 4 if len(groups) > 1 else 0
+        whole = indent + sum(widths[p] + gap for p in groups[-1]) + widths[place]
+        if limit and groups[-1] and whole > limit:
+            groups.append([])
+        groups[-1].append(place)
+    return groups
 
 
 def _wrap(text: str, limit: int) -> list[str]:
