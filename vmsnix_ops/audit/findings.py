@@ -283,7 +283,7 @@ def findings_for(
     import pandas as pd
 
     if not len(rows):
-        return rows.reindex(columns=list(COLUMNS))
+        return pd.DataFrame(columns=list(COLUMNS))
     rows = rows.assign(**more)
     texts = {
         "reason": fill_template(reason, rows),
