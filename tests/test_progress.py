@@ -78,6 +78,7 @@ def test_an_interrupted_step_is_reported_as_stopped() -> None:
             Event("i", "advanced", done=32, total=100, unit="percent", seconds=68, message="validated"),
             "32 %, 2 min 24 s left, validated",
         ),
+        (Event("p", "finished", done=0, total=100, unit="percent", seconds=5), "100 %"),
         (Event("b", "advanced", done=3, total=None, unit="derivations", seconds=1), "3 derivations"),
         (
             Event("b", "advanced", done=3, total=12, unit="items", seconds=3),

@@ -287,7 +287,7 @@ def counted(number: int, word: str, plural: str = "") -> str:
 def amount(event: Event) -> str:
     """Return the finished and the total amount of a step, such as ``3 of 12 items`` or ``75 %``."""
     if event.unit == "percent":
-        fraction = event.fraction
+        fraction = 1.0 if event.kind == "finished" else event.fraction
         return f"{event.done if fraction is None else 100 * fraction:.0f} %"
     if event.unit == "bytes":
         return human_bytes(event.done) + (f" of {human_bytes(event.total)}" if event.total else "")
