@@ -53,7 +53,8 @@ SPEED = 600.0
 SHOTS = Path(os.environ.get("TEST_SCREENSHOTS") or ROOT / ".cache" / "screenshots")
 FITS = """() => {
     const notebook = document.querySelector('.jp-WindowedPanel-outer');
-    return notebook.scrollWidth <= notebook.clientWidth;
+    const tables = [...document.querySelectorAll('.vmsnix-console .vmsnix-scroll')];
+    return [notebook, ...tables].every((one) => one.scrollWidth <= one.clientWidth);
 }"""
 LOG = """() => {
     const box = document.querySelector('.vmsnix-log');

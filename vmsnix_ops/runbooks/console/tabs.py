@@ -61,7 +61,9 @@ class TabColumn:
 
     name: str  # in the frame
     title: str = ""  # heading; by default the name
-    kind: str = "text"  # text, code, badge, time, seconds, bytes, number, usd, long (several lines), command
+    # text, code, badge, time, seconds, bytes, number, usd, command, long (several lines), or rest: what the
+    # others leave of the width
+    kind: str = "text"
     wide: bool = False  # whether only a wide screen shows it
 
     @property
@@ -467,7 +469,7 @@ class HistoryTab(Tab):
         TabColumn("ami_id", "AMI", "code"),
         TabColumn("seconds", "took", "seconds"),
         TabColumn("user", wide=True),
-        TabColumn("error"),
+        TabColumn("error", kind="rest"),
         TabColumn("run_id", "run", "code", wide=True),
     )
 
@@ -603,7 +605,7 @@ class InventoryTab(AuditTab):
     columns = (
         TabColumn("kind"),
         TabColumn("resource_id", "resource", "code"),
-        TabColumn("name"),
+        TabColumn("name", kind="rest"),
         TabColumn("region"),
         TabColumn("state", "", "badge"),
         TabColumn("created_at", "created (UTC)", "time"),
