@@ -9,6 +9,8 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from click.shell_completion import CompletionItem
+
     from vmsnix_ops.errors import VmsnixError
 
 
@@ -22,6 +24,15 @@ def region_option(text: str) -> Callable[[Any], Any]:
 def _split(_ctx: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
     words = [word.strip() for value in values for word in value.split(",")]
     return tuple(dict.fromkeys(word for word in words if word))
+
+
+def complete_runbooks(
+    _ctx: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Complete the name of a runbook."""
+    from vmsnix_ops.cli import completion
+
+    return completion.runbooks(incomplete)
 
 
 archive_option = click.option(

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vmsnix_ops.cli.options import complete_runbooks
 from vmsnix_ops.errors import RunError
 from vmsnix_ops.text import echo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from click.shell_completion import CompletionItem
 
 
 PARAMETERS = """\
@@ -27,12 +26,6 @@ amis = history.amis()
 chosen = amis["name"].str.contains(name, regex=False)
 amis.loc[chosen, ["image", "version", "region", "ami_id"]]
 """
-
-
-def _names(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    from vmsnix_ops.cli import completion
-
-    return completion.runbooks(incomplete)
 
 
 folder_option = click.option(
@@ -86,7 +79,7 @@ def runbooks() -> None:
 
 
 @runbooks.command()
-@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=_names)
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete_runbooks)
 @folder_option
 def diff(names: tuple[str, ...], folder: Path | None) -> None:
     """Show which cells of notebooks were changed. Without NAME, compare all notebooks.
@@ -103,7 +96,7 @@ def diff(names: tuple[str, ...], folder: Path | None) -> None:
 
 
 @runbooks.command()
-@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=_names)
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=complete_runbooks)
 @folder_option
 def reset(names: tuple[str, ...], folder: Path | None) -> None:
     """Replace your copies by the notebooks of the package. The old copies are kept under other names."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from vmsnix_ops.cli.options import archive_option, json_option
+from vmsnix_ops.cli.options import archive_option, complete_runbooks, json_option
 from vmsnix_ops.endpoints import endpoint_kind
 from vmsnix_ops.outcomes import RUN_STATUSES
 from vmsnix_ops.text import echo, json, line
@@ -59,14 +59,10 @@ def _ids(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> li
     return [] if archive.remote else completion.items(archive.ids()[:SHOWN], incomplete)
 
 
-def _runbooks(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    from vmsnix_ops.cli import completion
-
-    return completion.runbooks(incomplete)
-
-
 @click.group(invoke_without_command=True)
-@click.option("--runbook", default="", shell_complete=_runbooks, help="Show only runs of this runbook.")
+@click.option(
+    "--runbook", default="", shell_complete=complete_runbooks, help="Show only runs of this runbook."
+)
 @click.option("--image", default="", help="Show only runs for this image.")
 @click.option(
     "--status",
