@@ -19,6 +19,7 @@ import pytest
 from tests.browser.lab import SPEED, Opened, browse, open_console, serve
 from tests.faults.account import Account, read_account
 from tests.runbooks.shelf import notebook
+from tests.support import wait_until
 from vmsnix_ops.cli.lab import CONSOLE_PAGE
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.records.tables import Tables
@@ -129,6 +130,7 @@ def cancelled(console: Opened, published: Published, tmp_path_factory: pytest.Te
     console.wait_for_text(str(other))
     console.button("Run on the sandbox").click()
     console.page.wait_for_selector(".vmsnix-step-running th:has-text('import')")
+    wait_until(lambda: read_account(console.lab.aws).running)  # the step starts before its call is sent
     during = read_account(console.lab.aws)
     console.button("Cancel").dblclick()
     console.lab.send("clock", "POST", {"speed": SPEED})
