@@ -124,7 +124,7 @@ class Forker:
 
 def _exactly(connection: socket.socket, size: int) -> bytes:
     found = b""
-    while len(found) < size:
+    while len(found) < size:  # ends: when the other side disconnects
         more = connection.recv(size - len(found))
         if not more:
             raise ConnectionResetError
@@ -271,7 +271,7 @@ def serve(control: socket.socket, fixed: Mapping[str, str]) -> tuple[dict[str, A
                 _fork_from_here(control, files, fixed)
             control.close()
             return request, files
-        os.waitpid(between, 0)
+        os.waitpid(between, 0)  # ends: that process only forks
         control.sendall(os.read(reader, 4))
         for number in (reader, writer, *files):
             os.close(number)

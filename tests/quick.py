@@ -199,7 +199,7 @@ def compile_once(config: pytest.Config) -> None:
             rewrite._write_pyc(state, code, digest, compiled)
     if not other:
         os._exit(0)
-    os.waitpid(other, 0)
+    os.waitpid(other, 0)  # ends: that process has as much to do as this one
 
 
 def pause_briefly(patch: pytest.MonkeyPatch) -> None:

@@ -372,8 +372,7 @@ def test_the_terminal_is_usable_after_a_step_without_an_end() -> None:
     reporter(Event("upload", "started", total=10))
     (drawing,) = set(threading.enumerate()) - before
     reporter.close()
-    drawing.join(10)
-    assert not drawing.is_alive()
+    join(drawing)
     reporter.close()
     assert "upload" in console.file.getvalue()  # type: ignore[attr-defined]
 

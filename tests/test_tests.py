@@ -22,14 +22,16 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 ENDLESS = {"wait", "join", "result", "get", "acquire", "communicate", "lock"}
 """Methods that may wait for ever when they are called without an argument."""
+WAITING = {"sleep", "wait", "recv", "readline", "accept", "is_set", "poll"}
+"""Calls with which a loop waits for something outside."""
 NEED_TIMEOUT = {"run", "call", "check_call", "check_output", "urlopen", "create_connection", "HTTPConnection"}
 MODULES = {"subprocess", "request", "urllib.request", "socket", "http.client", ""}
 
 
 def test_every_folder_of_tests_belongs_to_a_part() -> None:
-    folders = {parts.folder_of(path) for path in HERE.rglob("test_*.py")} - {""}
-    assert folders - set(parts.QUICK) - set(parts.SEPARATE) == set(), "add it to tests/parts.py"
-    assert set(parts.QUICK) & set(parts.SEPARATE) == set()
+    names = ("test_*.py", "*_test.py")  # pytest collects both
+    folders = {parts.folder_of(path) for name in names for path in HERE.rglob(name)} - {""}
+    assert sorted(folders) == sorted((*parts.QUICK, *parts.SEPARATE)), "list it once in tests/parts.py"
 
 
 def test_readme_ci_and_nightly_run_their_parts() -> None:
@@ -205,13 +207,22 @@ def endless(tree: ast.AST) -> Iterator[tuple[int, str]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.While):
             calls = {_name(one)[1] for one in ast.walk(node) if isinstance(one, ast.Call)}
-            if calls & {"sleep", "wait"} or all(isinstance(one, ast.Pass) for one in node.body):
+            passes = all(isinstance(one, ast.Pass) for one in node.body)
+            if calls & WAITING or passes or isinstance(node.test, ast.Constant):
                 yield node.lineno, f"while {ast.unparse(node.test)}"
         elif isinstance(node, ast.Call):
             owner, name = _name(node)
             given = {keyword.arg for keyword in node.keywords}
             if owner and name in ENDLESS and not node.args and not given:
                 yield node.lineno, f"{owner}.{name}()"
+            if name == "communicate" and node.args and "timeout" not in given:
+                yield node.lineno, f"{owner}.{name} without a timeout"
+            if name == "join" and node.args and isinstance(node.args[0], ast.Constant | ast.BinOp):
+                yield node.lineno, f"{owner}.join, after which the thread may still run"
+            if name == "readline" and owner.endswith(("stdout", "stderr")):
+                yield node.lineno, f"{owner}.readline"
+            if owner == "os" and name == "waitpid" and "WNOHANG" not in ast.unparse(node):
+                yield node.lineno, "os.waitpid"
             in_module = owner in MODULES and (owner or name in {"urlopen", "create_connection"})
             positional = len(node.args) > 1 and name in {"urlopen", "create_connection", "HTTPConnection"}
             if in_module and name in NEED_TIMEOUT and not positional and not given & {"timeout", None}:
@@ -238,6 +249,13 @@ def test_every_wait_has_a_deadline(path: Path) -> None:
     [
         "while not ready():\n    pass",
         "while not ready():\n    time.sleep(1)",
+        "while True:\n    read(page)",
+        "while len(body) < 5:\n    body += connection.recv(5)",
+        "while not done.is_set():\n    read()",
+        "process.communicate(b'text')",
+        "thread.join(60)",
+        "process.stdout.readline()",
+        "os.waitpid(child, 0)",
         "process.wait()",
         "thread.join()",
         "process.communicate()",
@@ -257,6 +275,9 @@ def test_a_wait_without_a_deadline_is_found(code: str) -> None:
     [
         "', '.join(words)",
         "process.wait(3)",
+        "process.communicate(b'text', timeout=3)",
+        "os.waitpid(child, os.WNOHANG)",
+        "while left > 1:\n    left //= 2",
         "there.get('name')",
         "subprocess.run([], timeout=3)",
         "run(plan)",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.command_line import run_vmsnix
-from tests.support import join, wait_until
+from tests.support import join, kill, read_line, wait_until
 from vmsnix_ops.cli import sandbox, shared_sandbox
 from vmsnix_ops.cli.sandbox import run_sandbox
 from vmsnix_ops.errors import RunError, UsageError
@@ -36,7 +36,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = tmp_path / "state"
     monkeypatch.setenv("VMSNIX_STATE", str(folder))
     yield folder
-    wait_until(lambda: not (folder / "sandbox-server" / "address.json").exists(), deadline=20)
+    wait_until(lambda: not (folder / "sandbox-server" / "address.json").exists())
 
 
 def pid(state: Path) -> int:
@@ -77,7 +77,7 @@ def test_the_account_is_kept_and_its_address_is_private(state: Path) -> None:
         assert buckets(aws) == ["kept"]  # the end of one command does not end it for the others
         with pytest.raises(UsageError, match="The sandbox is in use"):
             shared_sandbox.start_anew(state)
-    wait_until(lambda: not address.exists(), deadline=20)
+    wait_until(lambda: not address.exists())
     with shared_sandbox.shared(state) as aws:
         assert buckets(aws) == ["kept"]
     kept = shared_sandbox.start_anew(state)
@@ -129,7 +129,7 @@ def test_the_address_of_a_killed_sandbox_or_of_another_program_is_not_used(state
     with shared_sandbox.shared(state) as aws:
         first, url = pid(state), aws.url
         os.kill(first, signal.SIGKILL)
-        wait_until(lambda: not shared_sandbox._is_served(state), deadline=20)
+        wait_until(lambda: not shared_sandbox._is_served(state))
         address = state / "sandbox-server" / "address.json"
         assert address.exists()
         with shared_sandbox.shared(state) as again:
@@ -169,12 +169,11 @@ def test_a_killed_command_leaves_no_sandbox_running(state: Path) -> None:
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     try:
-        assert command.stdout is not None
-        assert command.stdout.readline().startswith("http://127.0.0.1:")
-        command.kill()
+        assert read_line(command).startswith("http://127.0.0.1:")
+        kill(command)
     finally:
         command.communicate(timeout=60)
-    wait_until(lambda: not shared_sandbox._is_served(state), deadline=20)
+    wait_until(lambda: not shared_sandbox._is_served(state))
 
 
 @pytest.mark.long(seconds=15)

@@ -85,7 +85,7 @@ def every_order(
     `begin` resets the account and returns the two jobs.
     """
     prefix: list[int] = []
-    while True:
+    while True:  # ends: when every order was tried; each turn has a deadline
         for actor, job in zip(actors, begin(), strict=True):
             actor.start(job)
         turns: list[int] = []

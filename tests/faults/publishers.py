@@ -284,7 +284,10 @@ def serve() -> None:
             processes.append(process)
         sys.stdout.write(json.dumps(processes) + "\n")
         sys.stdout.flush()
-        statuses = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
+        statuses = []
+        for process in processes:
+            status = os.waitpid(process, 0)[1]  # ends: `Publishers.run` kills this program after its deadline
+            statuses.append(os.waitstatus_to_exitcode(status))
         sys.stdout.write(json.dumps(statuses) + "\n")
         sys.stdout.flush()
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.support import wait_until
+from tests.support import join, wait_until
 from vmsnix_ops import errors
 from vmsnix_ops.aws import images, imports
 from vmsnix_ops.disk.sample import make_sample_image
@@ -71,8 +71,7 @@ def both_snapshots(aws, first, second):
     source = second.upload(builts[1])
     aws.clock.speed = 2000.0
     made = second.import_snapshot(source)
-    importing.join(60)
-    assert not importing.is_alive()
+    join(importing)
     assert found[0].snapshot_id != made.snapshot_id
     return found[0], made
 
@@ -135,8 +134,7 @@ def test_two_publishers_with_other_prefixes_share_one_import(aws, plan, left):
         thread.start()
     wait_for_import(aws)
     aws.clock.speed = 2000.0
-    for thread in threads:
-        thread.join(120)
+    join(*threads)
     results = [one.finish(one.register(found[number])) for number, one in enumerate(plans)]
     assert len({one.snapshot_id for one in results}) == len(left().snapshots) == 1
     assert len({one.ami_id for one in results}) == 2
@@ -149,7 +147,7 @@ def test_publishes_in_two_regions_do_not_affect_each_other(aws, plan):
     working = threading.Thread(target=lambda: results.append(finished(plans[0])), daemon=True)
     working.start()
     results.append(finished(plans[1]))
-    working.join(120)
+    join(working)
     assert {one.region for one in results} == {REGION, EUROPE}
     for one in results:
         ami = aws.client("ec2", one.region).describe_images(ImageIds=[one.ami_id])["Images"][0]
@@ -177,7 +175,7 @@ def test_an_interrupted_run_does_not_cancel_the_import_of_another(aws, plan, lef
         to_snapshot(second, builts[1])
     assert len(left().running) == 1
     aws.clock.speed = 2000.0
-    working.join(60)
+    join(working)
     assert found[0].outcome == "created"
 
 

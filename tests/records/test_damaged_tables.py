@@ -269,7 +269,7 @@ def test_tables_that_are_read_while_others_write_and_compact_lose_no_row(
 
     def read() -> None:
         fewest = 1
-        while not done.is_set():
+        while not done.is_set():  # ends: the writer below sets it
             try:
                 found = len(tables.read("steps", columns=["run_id"]))
                 assert found >= fewest

@@ -52,7 +52,7 @@ def send(aws: SandboxClients, data: bytes, *, seconds: float = 30) -> tuple[int,
 def read(raw: socket.socket) -> tuple[int, bytes]:
     answer = b""
     try:
-        while piece := raw.recv(65536):
+        while piece := raw.recv(65536):  # ends: the socket has a timeout
             answer += piece
     except ConnectionError:
         pass

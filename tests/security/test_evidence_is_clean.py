@@ -11,13 +11,13 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.runbooks.shelf import Shelf, make_shelf, notebook
+from tests.support import kill, killed_after, wait_until
 from vmsnix_ops import files
 from vmsnix_ops.records.tables import Tables
 from vmsnix_ops.runbooks.execution.execute import run
@@ -291,15 +291,16 @@ def test_a_killed_run_has_kept_none(shelf: Shelf, aws: Any, tmp_path: Path) -> N
     try:
         assert process.stdout is not None
         shown = []
-        for line in process.stdout:
-            shown.append(line)
-            if "under way" in line:
-                break
-    finally:
-        (kernel,) = children(process.pid)
-        os.kill(process.pid, signal.SIGKILL)
+        with killed_after(process):
+            for line in process.stdout:
+                shown.append(line)
+                if "under way" in line:
+                    break
+        (kernel,) = wait_until(lambda: children(process.pid), "the kernel")
+        kill(process)
         os.kill(kernel, signal.SIGKILL)
-        process.wait(timeout=30)
+    finally:
+        process.kill()
         process.stdout.close()
     assert "under way" in "".join(shown)
     assert not holds("".join(shown).encode())
@@ -311,19 +312,14 @@ def test_a_killed_run_has_kept_none(shelf: Shelf, aws: Any, tmp_path: Path) -> N
 def children(pid: int) -> list[int]:
     """Return the kernels that a process started."""
     found = []
-    for _ in range(100):
-        found = []
-        for path in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                words = path.read_text().rpartition(")")[2].split()
-                command = (path.parent / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if int(words[1]) == pid and b"ipykernel" in command:
-                found.append(int(path.parent.name))
-        if found:
-            break
-        time.sleep(0.1)
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            words = path.read_text().rpartition(")")[2].split()
+            command = (path.parent / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if int(words[1]) == pid and b"ipykernel" in command:
+            found.append(int(path.parent.name))
     return found
 
 

@@ -56,7 +56,7 @@ class Server:
         with connection:
             for reply in script:
                 data = b""
-                while b"\r\n\r\n" not in data:
+                while b"\r\n\r\n" not in data:  # ends: when the client disconnects
                     piece = connection.recv(65536)
                     if not piece:
                         return
@@ -65,8 +65,11 @@ class Server:
                 self.heads.append(head)
                 for line in head.split(b"\r\n"):
                     if line.startswith(b"content-length: "):
-                        while len(body) < int(line[16:]):
-                            body += connection.recv(65536)
+                        while len(body) < int(line[16:]):  # ends: when the client disconnects
+                            piece = connection.recv(65536)
+                            if not piece:
+                                return
+                            body += piece
                 connection.sendall(reply)
 
     def close(self) -> None:

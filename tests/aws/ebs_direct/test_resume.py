@@ -156,7 +156,7 @@ def test_workers_end_with_their_parent(aws, image, tmp_path):
         time.sleep(1.5)
         return len(list(aws.calls)) == before
 
-    wait_until(quiet, "the end of the workers", deadline=20)
+    wait_until(quiet, "the end of the workers")
 
 
 def test_an_expired_snapshot_is_replaced(aws, image, tmp_path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -128,9 +127,7 @@ def test_tables_are_rebuilt_from_the_archive(shelf: Shelf, history: Path, run_vm
 def test_a_killed_run_is_marked_lost_by_repair(shelf: Shelf, history: Path, run_vmsnix: RunVmsnix) -> None:
     running = Running(shelf, WAITS)
     assert "No runs to" in run_vmsnix("runs", "repair")[1]  # it is running
-    running.process.kill()
-    os.kill(running.helper, signal.SIGTERM)
-    running.end()
+    running.kill()
     assert "lost" in run_vmsnix("runs", "repair")[1]
     (folder,) = shelf.archive.glob("*/")
     assert json.loads((folder / "result.json").read_text())["status"] == "lost"
@@ -233,9 +230,7 @@ def test_a_run_with_a_damaged_entry_and_no_rows_is_lost(
 
 def test_a_lost_run_shows_the_ami_that_it_created(shelf: Shelf, history: Path, run_vmsnix: RunVmsnix) -> None:
     running = Running(shelf, WAITS)
-    running.process.kill()
-    os.kill(running.helper, signal.SIGTERM)
-    running.end()
+    running.kill()
     (folder,) = shelf.archive.glob("*/")
     made = {"ami_id": "ami-0123456789abcdef0", "name": "acme", "region": "eu-west-1", "source": "publish"}
     made |= {"run_id": folder.name, "recorded_at": datetime.now(UTC)}
@@ -325,9 +320,7 @@ def test_repair_searches_a_killed_run_for_secrets(
         "import os; from pathlib import Path\n"
         "(Path(os.environ['VMSNIX_RUN_DIR']) / 'kept').write_text(os.environ['SERVICE_TOKEN'])\n" + WAITS,
     )
-    running.process.kill()
-    os.kill(running.helper, signal.SIGTERM)
-    running.end()
+    running.kill()
     assert "lost" in run_vmsnix("runs", "repair")[1]
     (kept,) = shelf.archive.glob("*/kept")
     assert kept.read_text() == "[secret removed: secret of the environment]"

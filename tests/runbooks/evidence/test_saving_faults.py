@@ -19,6 +19,7 @@ import pytest
 
 from tests.command_line import run_vmsnix
 from tests.runbooks.execution.test_signals import PROGRAM, ROOT, WAITS
+from tests.support import killed_after
 from vmsnix_ops.redaction import Redactor
 from vmsnix_ops.runbooks.evidence import archive
 
@@ -159,7 +160,8 @@ def test_a_reader_that_closes_the_output_stops_no_run(shelf: Shelf, worked: Path
     shelf.put("10-try-this.ipynb", WORK, GOES_ON, GOES_ON)
     process = start(shelf, stdout=subprocess.PIPE)
     assert process.stdout is not None
-    assert b"first line" in process.stdout.readline()
+    with killed_after(process):
+        assert b"first line" in process.stdout.readline()  # ends: with the program
     process.stdout.close()  # like `| head -1`
     _, complained = process.communicate(timeout=120)
     assert worked.read_text() == "second"
@@ -262,5 +264,5 @@ def wait_for_end(child: int, *, seconds: float = 60.0) -> int | None:
             return status
         time.sleep(0.05)
     os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    os.waitpid(child, 0)  # ends: it was killed
     return None

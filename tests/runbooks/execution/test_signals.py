@@ -71,6 +71,12 @@ class Running:
     def wait_for(self, words: str) -> str:
         return read_line(self.process, words)
 
+    def kill(self) -> None:
+        """Kill the run, and end the program of its notebook, which has inherited the pipes."""
+        self.process.kill()
+        os.kill(self.helper, signal.SIGTERM)
+        assert self.end()[0] == -signal.SIGKILL
+
     def end(self) -> tuple[int, str, str]:
         printed, complained = self.process.communicate(timeout=120)
         return self.process.returncode, printed, complained
@@ -122,9 +128,7 @@ def test_a_second_signal_stops_at_once_and_keeps_the_evidence(shelf: Shelf) -> N
 
 def test_a_killed_run_leaves_its_files(shelf: Shelf) -> None:
     running = Running(shelf, WAITS)
-    running.process.kill()
-    os.kill(running.helper, signal.SIGTERM)  # it has inherited the pipes
-    assert running.end()[0] == -signal.SIGKILL
+    running.kill()
     (folder,) = shelf.archive.glob("*/")
     assert json.loads((folder / "result.json").read_text())["status"] == "running"
     assert Archive(str(shelf.archive), folder).find(folder.name).status == "lost"
