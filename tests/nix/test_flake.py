@@ -158,13 +158,6 @@ def test_the_root_of_a_repository_is_fetched_by_git(tmp_path: Path) -> None:
     assert find_flake(tmp_path / "top").reference == f"git+file://{tmp_path}/top"
 
 
-def test_overrides_replace_inputs(tmp_path: Path) -> None:
-    flake = find_flake(FIXTURE, {"nixpkgs": "path:/nixpkgs"})
-    assert flake.options() == ["--no-write-lock-file", "--override-input", "nixpkgs", "path:/nixpkgs"]
-    with pytest.raises(ParameterError):
-        find_flake(FIXTURE, {"--x": "path:/nixpkgs"})
-
-
 def test_a_clean_folder_has_the_revision_of_its_repository(nix: Path, repository: Path) -> None:
     found = read_provenance(find_flake(repository / "nix"))
     assert found.revision == git(repository, "rev-parse", "HEAD")

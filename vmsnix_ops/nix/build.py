@@ -34,6 +34,7 @@ from vmsnix_ops.nix.command import (
     run,
 )
 from vmsnix_ops.nix.flake import (
+    NO_LOCK,
     Flake,
     FlakeImage,
     Provenance,
@@ -50,7 +51,7 @@ from vmsnix_ops.settings import load
 from vmsnix_ops.text import plain
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 
 # The log of ``nix build --log-format internal-json``: each line on stderr is ``@nix`` and a JSON object. The
@@ -266,7 +267,7 @@ class PlannedBuild(Displayed):
             "--out-link",
             str(self.keep),
             "--json",
-            *self.source.options(),
+            NO_LOCK,
         ]
         with (progress or current()).step("build", unit="derivations") as step:
             result, status = run_build(
@@ -291,23 +292,13 @@ def plan_build(
     *,
     system: str | None = None,
     flake: str | Path | None = None,
-    overrides: Mapping[str, str] | None = None,
     keep: Path | None = None,
 ) -> PlannedBuild:
     """Evaluate an image of a flake, and return the plan of its build.
 
-    Parameters
-    ----------
-    image
-        ``"ecs-node"``, ``"./nix#ecs-node"`` or ``"./nix#packages.aarch64-linux.ecs-node"``.
-    system
-        ``"x86_64-linux"`` or ``"aarch64-linux"``; by default that of this machine.
-    flake
-        Flake for an `image` without a flake; by default the setting ``flake``.
-    overrides
-        Flake references that replace inputs of the flake, by name.
-    keep
-        Link to the result; by default below the setting ``state``.
+    `image` is ``"ecs-node"``, ``"./nix#ecs-node"`` or ``"./nix#packages.aarch64-linux.ecs-node"``. By default
+    the system is that of this machine, and the flake is the setting ``flake``. `keep` is the link to the
+    result, by default below the setting ``state``.
     """
     flake_given, name, system_given = split_image(image)
     chosen = check_system(system or system_given or host_system())
@@ -316,7 +307,7 @@ def plan_build(
             f"The image {image} is for {system_given}, but --system is {system}.", fix="Remove one of them."
         )
     check_name(name)
-    source = find_flake(flake_given or flake or None, overrides)
+    source = find_flake(flake_given or flake or None)
     find_nix()
     found = find_image(source, name, chosen)
     link = keep or load().state / "built" / f"{name}-{chosen}"

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _MEBIBYTE = 2**20
 
 # Allowed names. Such a name cannot be an option, and cannot leave its attribute path. No shell is used.
+NO_LOCK = "--no-write-lock-file"  # an argument of every command on a flake
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_+-]*")
 _REFERENCE = re.compile(r"[A-Za-z0-9.~_/][A-Za-z0-9+.:/@~_%?=&,-]*")
 
@@ -74,12 +75,6 @@ class Flake:
 
     reference: str  # flake reference, such as "path:/src/vmsnix/nix" or "github:altf4llc/vmsnix"
     folder: Path | None = None  # folder of a flake on this machine
-    overrides: tuple[tuple[str, str], ...] = ()  # names of inputs, and the flake references that replace them
-
-    def options(self) -> list[str]:
-        """Return the arguments for each command on this flake; the lock file is never written."""
-        inputs = [word for name, source in self.overrides for word in ("--override-input", name, source)]
-        return ["--no-write-lock-file", *inputs]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,32 +117,22 @@ def check_system(system: str) -> str:
     return system
 
 
-def find_flake(
-    flake: str | Path | None = None, overrides: Mapping[str, str] | None = None, *, start: Path | None = None
-) -> Flake:
+def find_flake(flake: str | Path | None = None, *, start: Path | None = None) -> Flake:
     """Return the flake in a folder or of a reference; by default that of the setting ``flake``.
 
     A folder becomes a ``path:`` reference, so that Nix copies only this folder, with untracked files. For the
     root of a git repository Nix's git fetcher is used, which omits ignored files. A relative folder is also
     searched in the parents of the working directory (or of `start`), because JupyterLab starts notebooks in
-    their own folder. `overrides` replace inputs by name, as with ``nix build --override-input``.
+    their own folder.
     """
     given = str(load().flake if flake is None else flake)
-    overrides = overrides or {}
-    for name, source in overrides.items():
-        _check_reference(source)
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_/-]*", name):
-            raise ParameterError(
-                f"{name!r} is not a valid flake input name.", fix="Check the inputs of the flake."
-            )
-    inputs = tuple(sorted(overrides.items()))
     folder = _folder(given, Path.cwd() if start is None else start)
     if folder is None:
         _check_reference(given)
-        return Flake(given, None, inputs)
+        return Flake(given)
     _check_reference(str(folder), why="Nix does not support these characters in the path of a folder.")
     kind = "git+file://" if (folder / ".git").exists() else "path:"
-    return Flake(f"{kind}{folder}", folder, inputs)
+    return Flake(f"{kind}{folder}", folder)
 
 
 def list_images(flake: str | Path | Flake | None = None, *, system: str | None = None) -> list[FlakeImage]:
@@ -200,7 +185,7 @@ def check_name(name: str) -> str:
 
 def read_provenance(source: Flake) -> Provenance:
     """Return the current revision and hash of a flake."""
-    arguments = ["flake", "metadata", source.reference, *source.options()]
+    arguments = ["flake", "metadata", source.reference, NO_LOCK]
     answer = _mapping(source, read_json(arguments, f"Could not read the flake {source.reference}."))
     locked = answer.get("locked")
     locked = locked if isinstance(locked, dict) else {}
@@ -223,7 +208,7 @@ def read_provenance(source: Flake) -> Provenance:
 
 
 def _evaluate(source: Flake, function: str, what: str) -> Mapping[str, object]:
-    arguments = ["eval", f"{source.reference}#packages", "--apply", function, *source.options()]
+    arguments = ["eval", f"{source.reference}#packages", "--apply", function, NO_LOCK]
     return _mapping(source, read_json(arguments, what))
 
 

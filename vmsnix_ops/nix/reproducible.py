@@ -25,6 +25,7 @@ from vmsnix_ops.disk.qemu import temporary_folder
 from vmsnix_ops.errors import ImageError, NixError
 from vmsnix_ops.nix.build import run_build
 from vmsnix_ops.nix.command import FEATURES, find_nix
+from vmsnix_ops.nix.flake import NO_LOCK
 from vmsnix_ops.progress import Progress, current
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def rebuild(
     arguments = ["build", plan.image.installable, "--rebuild", "--keep-failed", "--no-link"]
     with (progress or current()).step("rebuild", unit="derivations") as step:
         try:
-            run_build([find_nix(), *FEATURES, *arguments, *plan.source.options()], what, step)
+            run_build([find_nix(), *FEATURES, *arguments, NO_LOCK], what, step)
         except NixError:
             # The texts and exit statuses differ between versions of Nix; the second output does not.
             if not os.path.lexists(second) or second.lstat().st_ctime < started - 1:
