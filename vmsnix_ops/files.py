@@ -59,13 +59,7 @@ def open_text(path: Path, *, append: bool = False) -> TextIO:
 
 
 def read(path: Path) -> bytes:
-    """Return the content of a file; refuse a pipe or a device, which may never end.
-
-    Raises
-    ------
-    OSError
-        The file cannot be read, or is not a regular file.
-    """
+    """Return the content of a file; an OSError for a pipe or a device, which may never end."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -121,21 +115,9 @@ def write(path: Path, content: str | bytes, *, redactor: Redactor | None = None,
 def append_line(path: Path, line: str, *, durable: bool = False, clean: bool = False) -> None:
     """Append a line of JSON without its secrets, in one write, so that threads do not mix lines.
 
-    Parameters
-    ----------
-    path
-        The file; created if missing.
-    line
-        The line without its line end.
-    durable
-        Whether to wait until the line, and a new file's entry in its folder, are on the disk.
-    clean
-        Whether the line is known to contain no secrets.
-
-    Raises
-    ------
-    OSError
-        The line was not written, or only a part of it.
+    With `durable`, wait until the line, and a new file's entry in its folder, are on the disk. A line that is
+    known to contain no secrets is `clean`. After an `OSError`, the line was not written, or only a part of
+    it.
     """
     data = (line if clean else Redactor(secret_values()).json(line)).encode() + b"\n"
     new = not path.exists()
@@ -185,12 +167,12 @@ def set_private_umask() -> None:
 
 
 @contextmanager
-def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Wait for the lock of a file, which is created if missing; continue if the file system has no locks."""
     descriptor = create(path, os.O_RDWR)
     try:
         with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)

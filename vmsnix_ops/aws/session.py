@@ -89,14 +89,14 @@ for _logger in (LOGGER, logging.getLogger("stamina")):
     _logger.addHandler(logging.NullHandler())
 
 
-def session(region: str | None = None, profile: str | None = None) -> boto3.Session:
+def session(region: str | None = None) -> boto3.Session:
     """Return a boto3 session; boto3 finds the credentials (environment, profile, OIDC, ...)."""
     import boto3
     from botocore.exceptions import ProfileNotFound
 
     credentials.watch_botocore()
     try:
-        return boto3.Session(region_name=region or None, profile_name=profile)
+        return boto3.Session(region_name=region or None)
     except ProfileNotFound as error:
         raise errors.CredentialsError(
             "No AWS credentials found.",

@@ -177,22 +177,14 @@ def _without_aws_variables() -> Iterator[None]:
 
 
 @contextmanager
-def run_sandbox(*, speed: float | None = None) -> Iterator[RunSandbox]:
-    """Join the sandbox that all commands of the user share, until the block ends; start it if necessary.
-
-    `speed` is that of a sandbox that this starts, in sandbox seconds per real second.
-
-    Raises
-    ------
-    RunError
-        It could not be started.
-    """
-    from vmsnix_ops.cli.shared_sandbox import FOLDER, SPEED, shared
+def run_sandbox() -> Iterator[RunSandbox]:
+    """Join the sandbox that all commands of the user share, until the block ends; start it if necessary."""
+    from vmsnix_ops.cli.shared_sandbox import FOLDER, shared
 
     settings = load()
     folder = settings.state / FOLDER
     defaults = sandbox_defaults()
-    with _without_aws_variables(), shared(settings.state, speed or SPEED) as aws:
+    with _without_aws_variables(), shared(settings.state) as aws:
         aws.prepare(bucket=BUCKET, region=defaults["VMSNIX_REGION"], role=settings.role_name)
         yield RunSandbox(
             url=aws.url,

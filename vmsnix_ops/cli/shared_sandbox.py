@@ -49,21 +49,8 @@ URL = re.compile(r"http://127\.0\.0\.1:[0-9]{1,5}")
 
 
 @contextmanager
-def shared(state: Path, speed: float = SPEED) -> Iterator[Access]:
-    """Join the user's sandbox until the block ends, or start it if it does not run.
-
-    Parameters
-    ----------
-    state
-        The setting ``state``.
-    speed
-        Sandbox seconds per real second of a sandbox that this starts.
-
-    Raises
-    ------
-    RunError
-        It could not be started.
-    """
+def shared(state: Path) -> Iterator[Access]:
+    """Join the sandbox below the setting ``state`` until the block ends, or start it if it does not run."""
     server = state / SERVER
     try:
         files.make_folder(server)
@@ -76,7 +63,7 @@ def shared(state: Path, speed: float = SPEED) -> Iterator[Access]:
         ) from error
     try:
         fcntl.flock(users, fcntl.LOCK_SH)  # waits while an unused sandbox saves its state
-        yield _join_or_start(state, speed)
+        yield _join_or_start(state)
     finally:
         os.close(users)
         _STARTED[:] = [process for process in _STARTED if process.poll() is None]
@@ -95,13 +82,7 @@ def _forget_started() -> None:
 
 @contextmanager
 def _unused(state: Path) -> Iterator[None]:
-    """Keep commands from using the sandbox until the block ends.
-
-    Raises
-    ------
-    UsageError
-        Commands use it.
-    """
+    """Keep commands from using the sandbox until the block ends; a UsageError if they use it."""
     server = state / SERVER
     files.make_folder(server)
     users = files.create(server / USERS, os.O_RDWR)
@@ -124,10 +105,7 @@ def _unused(state: Path) -> Iterator[None]:
 def start_anew(state: Path) -> Path | None:
     """Let the user's sandbox start with an empty account, and return the folder of the old one, if any.
 
-    Raises
-    ------
-    UsageError
-        Commands use the sandbox.
+    A `UsageError` if commands use the sandbox.
     """
     with _unused(state):
         folder = state / FOLDER
@@ -141,12 +119,8 @@ def start_anew(state: Path) -> Path | None:
 def seed(state: Path, home: str) -> dict[str, list[dict[str, Any]]]:
     """Fill the user's sandbox with the demo, and return the rows of the tables about it.
 
-    Empty if it was filled before; its AMIs may have changed since. `home` is the region of the publishes.
-
-    Raises
-    ------
-    UsageError
-        Commands use the sandbox, or it has AMIs of the user.
+    Empty if it was filled before; its AMIs may have changed since. `home` is the region of the publishes. A
+    `UsageError` if commands use the sandbox, or it has AMIs of the user.
     """
     from vmsnix_ops.sandbox import Sandbox
 
@@ -179,7 +153,7 @@ def _locked(descriptor: int) -> bool:
     return True
 
 
-def _join_or_start(state: Path, speed: float) -> Access:
+def _join_or_start(state: Path) -> Access:
     """Return the access to the running sandbox, or start it; one command at a time."""
     server = state / SERVER
     with files.locked(server / STARTING):
@@ -188,7 +162,7 @@ def _join_or_start(state: Path, speed: float) -> Access:
             return found
         with suppress(FileNotFoundError):  # of a sandbox that was killed
             (server / ADDRESS).unlink()
-        process = _start(state, speed)
+        process = _start(state)
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
@@ -197,7 +171,7 @@ def _join_or_start(state: Path, speed: float) -> Access:
                 return found
             code = process.poll()
             if code == BUSY:  # a sandbox whose first command was killed starts or ends
-                process = _start(state, speed)
+                process = _start(state)
             elif code is not None:
                 raise RunError("The sandbox could not start.", why=_last_line(server / LOG), fix=_FIX)
     raise RunError(f"The sandbox did not start within {START_SECONDS:.0f} s.", fix=_FIX)
@@ -250,7 +224,7 @@ def _write_private(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _start(state: Path, speed: float) -> subprocess.Popen[bytes]:
+def _start(state: Path) -> subprocess.Popen[bytes]:
     """Start the process that serves the sandbox; it ends when no command uses it."""
     from vmsnix_ops.runbooks.execution import kernels
 
@@ -258,7 +232,7 @@ def _start(state: Path, speed: float) -> subprocess.Popen[bytes]:
     log = files.create(state / SERVER / LOG, os.O_WRONLY | os.O_TRUNC)
     try:
         process = subprocess.Popen(
-            [sys.executable, "-m", "vmsnix_ops.cli.shared_sandbox", str(state), str(speed)],
+            [sys.executable, "-m", "vmsnix_ops.cli.shared_sandbox", str(state)],
             cwd=state / SERVER,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -280,7 +254,7 @@ def _last_line(path: Path) -> str:
     return next((text for text in reversed(lines) if text.strip()), "Its process ended at the start.")
 
 
-def serve(state: Path, speed: float) -> int:
+def serve(state: Path) -> int:
     """Serve the sandbox until no command uses it, and return the exit code."""
     from vmsnix_ops.sandbox import Sandbox
 
@@ -292,7 +266,7 @@ def serve(state: Path, speed: float) -> int:
     address = state / SERVER / ADDRESS
     users = files.create(state / SERVER / USERS, os.O_RDWR)
     try:
-        sandbox = Sandbox(speed=speed, state=state / FOLDER / "aws")
+        sandbox = Sandbox(speed=SPEED, state=state / FOLDER / "aws")
     except OSError as error:
         echo(str(error), err=True)
         return BUSY if error.errno == errno.EBUSY else 1
@@ -315,4 +289,4 @@ def serve(state: Path, speed: float) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(serve(Path(sys.argv[1]), float(sys.argv[2])))
+    sys.exit(serve(Path(sys.argv[1])))

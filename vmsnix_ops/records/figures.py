@@ -44,15 +44,8 @@ def panels(
 ) -> tuple[Figure, NDArray[Any], Axes | None]:
     """Return a figure, its panels as an array of rows, and the axes for `legend`.
 
-    Parameters
-    ----------
-    ax
-        Axes of a caller. A single panel is drawn into them; several panels take their place, and the axes
-        keep their title. By default a new figure.
-    options
-        Options of a new figure.
-    shared
-        ``sharex`` and ``sharey`` of several panels.
+    A single panel is drawn into the axes `ax` of a caller; several panels take their place, and the axes keep
+    their title. Without axes, `options` are those of a new figure. `shared` has ``sharex`` and ``sharey``.
     """
     import numpy as np
     from matplotlib.figure import Figure
@@ -133,8 +126,8 @@ LEAST_RANGE = 4.0
 """Minimum ratio of the largest to the smallest duration of an axis, so that noise looks small."""
 
 
-def duration_scale(axes: Axes, seconds: Iterable[float], *, most: int = 5) -> None:
-    """Make the y axis logarithmic, with at most `most` round durations and their units as labels."""
+def duration_scale(axes: Axes, seconds: Iterable[float]) -> None:
+    """Make the y axis logarithmic, with at most five round durations and their units as labels."""
     import math
 
     values = [max(value, DURATIONS[0]) for value in seconds] or [1.0]
@@ -143,7 +136,7 @@ def duration_scale(axes: Axes, seconds: Iterable[float], *, most: int = 5) -> No
     wider = max(1.0, math.sqrt(LEAST_RANGE * low / high)) * 1.2 * (high / low) ** 0.07
     low, high = low / wider, high * wider
     inside = [tick for tick in DURATIONS if low <= tick <= high]
-    ticks = inside[:: math.ceil(len(inside) / most)]
+    ticks = inside[:: math.ceil(len(inside) / 5)]
     axes.set(yscale="log", ylim=(low, high))
     axes.set_yticks(ticks, [duration(tick) for tick in ticks])
     axes.set_yticks([], minor=True)

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal, TextIO
+from typing import TYPE_CHECKING, Literal
 
 from vmsnix_ops.sandbox import Sandbox
 
@@ -33,40 +33,16 @@ def serve(
     limits: Literal["aws"] | None = None,
     seed: Literal["demo"] | None = None,
     more: Callable[[Sandbox], Mapping[str, str]] | None = None,
-    output: TextIO | None = None,
-    ready: Callable[[Sandbox], None] | None = None,
 ) -> None:
     """Serve until SIGINT (Ctrl-C), SIGTERM or SIGHUP.
 
-    Parameters
-    ----------
-    port
-        TCP port on 127.0.0.1; 0 chooses a free one.
-    speed
-        Sandbox seconds per real second.
-    state
-        Folder that keeps the state across restarts.
-    as_json
-        Print one line of JSON for a program instead of ``export`` lines for a shell.
-    prepare
-        Name of a bucket to create at the start, with a role for VM Import.
-    limits
-        ``"aws"``: limit requests as AWS does.
-    seed
-        ``"demo"``: fill the account; see `vmsnix_ops.sandbox.Sandbox`.
-    more
-        Returns further variables to export; called before anything is printed.
-    output
-        Where to print. Default: standard output.
-    ready
-        Called with the sandbox when it serves.
+    The first three arguments, `limits` and `seed` are those of `vmsnix_ops.sandbox.Sandbox`. `as_json` prints
+    one line of JSON for a program instead of ``export`` lines for a shell. `prepare` names a bucket to create
+    at the start, with a role for VM Import. `more` returns further variables to export, before anything is
+    printed.
 
-    Raises
-    ------
-    OSError
-        The port is in use, or the folder cannot be used. The text has the fix.
+    An `OSError` if the port is in use, or the folder cannot be used. The text has the fix.
     """
-    output = output or sys.stdout
     with (
         stop_signal() as finished,
         Sandbox(port=port, speed=speed, state=state, limits=limits, seed=seed) as sandbox,
@@ -74,10 +50,8 @@ def serve(
         if prepare is not None:
             sandbox.prepare(prepare)
         variables = sandbox.environment | dict(more(sandbox) if more is not None else {})
-        output.write(_as_json(sandbox, variables) if as_json else export_lines(sandbox, state, variables))
-        output.flush()
-        if ready is not None:
-            ready(sandbox)
+        sys.stdout.write(_as_json(sandbox, variables) if as_json else export_lines(sandbox, state, variables))
+        sys.stdout.flush()
         finished.wait()
 
 
