@@ -164,6 +164,48 @@ def test_a_job_has_a_plan_and_a_result_or_a_result_at_once(row: Row) -> None:
         assert returned is result
 
 
+FRAMES = {f"vmsnix_ops.records.timings.{name}" for name in ("summary", "trend", "compare")}
+"""Functions that document the frames of the public `Timings`."""
+
+
+def full_names(one: object) -> set[str]:
+    """Return the full names of a public function, or of a public class and its methods."""
+    bases = one.__mro__ if isinstance(one, type) else ()
+    ours = [base for base in bases if base.__module__.startswith("vmsnix_ops")]
+    members = [one, *ours, *(member for base in ours for member in vars(base).values())]
+    found = [
+        inspect.unwrap(member) for member in members if inspect.isroutine(member) or isinstance(member, type)
+    ]
+    return {f"{member.__module__}.{member.__qualname__}" for member in found}
+
+
+def documented(path: Path) -> set[str]:
+    """Return the full names of the functions and classes whose docstring has sections."""
+    found = set()
+
+    def walk(node: ast.AST, name: str) -> None:
+        for inner in ast.iter_child_nodes(node):
+            if isinstance(inner, ast.FunctionDef | ast.ClassDef):
+                full = f"{name}.{inner.name}"
+                if re.search("^----", ast.get_docstring(inner) or "", re.MULTILINE):
+                    found.add(full)
+                walk(inner, full)
+
+    source = path.read_text(encoding="utf-8")
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    if "    ----" in source:
+        walk(ast.parse(source), ".".join(parts).removesuffix(".__init__"))
+    return found
+
+
+def test_only_docstrings_of_the_public_api_have_sections() -> None:
+    public_names = set.union(
+        *(full_names(one) for row in TABLE for one in public(row).values()), full_names(Result)
+    )
+    found = set.union(*(documented(path) for path in (ROOT / "vmsnix_ops").rglob("*.py")))
+    assert sorted(found - public_names - FRAMES) == []
+
+
 def test_every_error_is_public() -> None:
     found = {
         name for name, one in vars(errors).items() if isinstance(one, type) and issubclass(one, Exception)

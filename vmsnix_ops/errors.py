@@ -486,8 +486,6 @@ def find_program(program: str, what: str = "", *, why: str, fix: str) -> str:
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return ``"Did you mean 'x'?"`` with the most similar known name; an empty string without one.
 
-    Examples
-    --------
     >>> nearest("regoin", ["region", "bucket"])
     "Did you mean 'region'?"
     >>> nearest("us-esat-1", ["us-west-1", "us-east-1"])  # two letters are swapped

@@ -20,10 +20,7 @@ if TYPE_CHECKING:
 def after_import(hooks: Mapping[str, Hook]) -> None:
     """Call each function with its module: now if the module is imported already, else after its import.
 
-    Parameters
-    ----------
-    hooks
-        A function for each full module name.
+    `hooks` has a function for each full module name.
     """
     for name, hook in hooks.items():
         if name in sys.modules:

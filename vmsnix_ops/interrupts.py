@@ -82,12 +82,8 @@ def stopping() -> Iterator[None]:
 def interruptible(what: str, kept: str) -> Iterator[None]:
     """Turn a `KeyboardInterrupt` of the block into an error that contains the command to continue.
 
-    Parameters
-    ----------
-    what
-        The step, such as ``"upload"``.
-    kept
-        The results that are kept for the next attempt, as a sentence.
+    `what` is the step, such as ``"upload"``; `kept` is a sentence about the results that the next attempt
+    uses.
     """
     try:
         yield

@@ -26,53 +26,24 @@ PLAIN_ROWS = 500
 
 @dataclass(frozen=True, slots=True)
 class PageColumn:
-    """A column of a `PageTable`.
+    """A column of a `PageTable`."""
 
-    Attributes
-    ----------
-    name
-        Name of the column in the frame.
-    label
-        Heading; by default the name with spaces.
-    kind
-        An ``id`` opens the details of its row, and has a copy button, like a ``command``. ``prose`` takes two
-        lines.
-    width
-        Width in rem; 0 for a share of the rest.
-    below
-        Name of the column that is shown in the second line.
-    link
-        Name of the column with the address that the text links to.
-    digits
-        Least number of decimals.
-    hidden
-        Whether it is only in the details and the search.
-    filter, group
-        Whether rows can be filtered and grouped by it.
-    tones
-        Colour of each value; that of ``""`` is for all others.
-    order
-        Order of the values; by default that of numbers and words.
-    notes
-        Text of a group of this value.
-    lead
-        Name of the column whose first value is shown in the head of a group.
-    """
-
-    name: str
-    label: str = ""
+    name: str  # of the column in the frame
+    label: str = ""  # heading; by default the name with spaces
+    # An id opens the details of its row, and has a copy button, like a command. Prose takes two lines.
     kind: Literal["text", "id", "command", "prose", "number", "time"] = "text"
-    width: float = 0
-    below: str = ""
-    link: str = ""
-    digits: int = 0
-    hidden: bool = False
+    width: float = 0  # in rem; 0 for a share of the rest
+    below: str = ""  # name of the column that is shown in the second line
+    link: str = ""  # name of the column with the address that the text links to
+    digits: int = 0  # least number of decimals
+    hidden: bool = False  # whether it is only in the details and the search
+    # Whether rows can be filtered and grouped by it.
     filter: bool = False
     group: bool = False
-    tones: Mapping[str, str] = field(default_factory=dict)
-    order: Sequence[str] = ()
-    notes: Mapping[str, str] = field(default_factory=dict)
-    lead: str = ""
+    tones: Mapping[str, str] = field(default_factory=dict)  # colour of each value; of "": of all others
+    order: Sequence[str] = ()  # order of the values; by default that of numbers and words
+    notes: Mapping[str, str] = field(default_factory=dict)  # text of a group of each value
+    lead: str = ""  # name of the column whose first value is shown in the head of a group
 
     @property
     def title(self) -> str:

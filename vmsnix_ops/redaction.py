@@ -329,11 +329,8 @@ def _forms(value: str, label: str) -> tuple[_KnownForm, ...]:
 class Redactor:
     """Removes secrets from texts, notebooks and files, and counts them.
 
-    Parameters
-    ----------
-    values
-        Secret values of any form, such as those of `secret_values`. The values passed to `remember` are
-        removed too.
+    `values` are secret values of any form, such as those of `secret_values`. The values passed to `remember`
+    are removed too.
     """
 
     values: tuple[str, ...] = ()

@@ -42,16 +42,8 @@ def check_region_name(
 ) -> None:
     """Refuse a region that is not in botocore's data, and name the nearest one.
 
-    Parameters
-    ----------
-    region
-        The name.
-    shown
-        The name as the error shows it; by default in quotes.
-    error
-        The class of the error.
-    likely
-        Regions that are suggested first.
+    `shown` is the name as the error shows it, by default in quotes; `error` is the class of the error. The
+    regions in `likely` are suggested first.
     """
     if region not in known_regions():
         raise error(
@@ -75,8 +67,6 @@ def partitions() -> tuple[str, ...]:
 def partition_of(region: str) -> str:
     """Return the partition of a region; of a region that is not in botocore's data, by its name.
 
-    Examples
-    --------
     >>> partition_of("cn-north-1"), partition_of("us-gov-east-1"), partition_of("eusc-de-east-1")
     ('aws-cn', 'aws-us-gov', 'aws-eusc')
     """

@@ -122,8 +122,6 @@ class BootConsole:
 def clean(line: str) -> str:
     r"""Return a shortened line without terminal sequences and other control characters.
 
-    Examples
-    --------
     >>> clean("\x1b[1;32m  OK  \x1b[0m Reached target\r")
     '  OK   Reached target'
     """

@@ -251,10 +251,7 @@ def _variable(name: str, data: bytes) -> bytes:
 def measure(image: DiskImage) -> Measurements | None:
     """Return the predicted measurements of an image; ``None`` for a disk without a verity UKI.
 
-    Raises
-    ------
-    vmsnix_ops.errors.ImageFormatError
-        The measurements cannot be predicted; the error says why.
+    Raises an `ImageFormatError` with the reason if they cannot be predicted.
     """
     files = efi_files(image)
     chain = _boot_chain(files)
@@ -294,13 +291,9 @@ def read_measurements(image: DiskImage, declared: Mapping[str, object]) -> Measu
     """Return the measurements of an image, after comparing its store and its description with its bytes.
 
     `declared` is the object ``attested`` of image-info.json; it is empty for other images. They may have a
-    UKI whose measurements cannot be predicted, and then have none.
-
-    Raises
-    ------
-    vmsnix_ops.errors.ImageFormatError
-        An image that is declared as attested has another store, root hash, PCR, cluster or access than
-        declared, or its measurements cannot be predicted.
+    UKI whose measurements cannot be predicted, and then have none. An image that is declared as attested is
+    refused (ImageFormatError) if its store, root hash, PCRs, cluster or access are not the declared ones, or
+    if its measurements cannot be predicted.
     """
     try:
         found = measure(image)
@@ -388,16 +381,12 @@ def check_store(image: DiskImage, expected: str) -> None:
     """Compute the root hash of the verity partitions from their bytes, and compare it with `expected`.
 
     All bytes of the data partition are read, and each block of the hash tree is compared too. Memory: one
-    block of each level of the tree.
+    block of each level of the tree. Partitions that do not exist, are damaged, or have another root hash are
+    an `ImageFormatError`.
 
-    Sources: cryptsetup's "DMVerity" (format 1: the salt is hashed before the data, digests have a
-    fixed width, the top level of the tree comes first); "Discoverable Partitions Specification": the UUID of
-    the data partition is the first half of the root hash, that of the verity partition the second half.
-
-    Raises
-    ------
-    vmsnix_ops.errors.ImageFormatError
-        The partitions do not exist, are damaged, or have another root hash.
+    Sources: cryptsetup's "DMVerity" (format 1: the salt is hashed before the data, digests have a fixed
+    width, the top level of the tree comes first); "Discoverable Partitions Specification": the UUID of the
+    data partition is the first half of the root hash, that of the verity partition the second half.
     """
     halves = [uuid.UUID(expected[:32]), uuid.UUID(expected[32:])]
     by_id = {one.unique: one for one in read_gpt(image)}

@@ -89,36 +89,14 @@ def boot(
     measurements: Measurements | None = None,
     on_message: Callable[[str], None] = lambda _text: None,
 ) -> SuccessfulBoot:
-    """Boot an image and wait for a line on its serial console, at most `deadline` seconds.
+    """Boot an image and wait for a line on its serial console that matches `expect`.
 
-    Safe to repeat: only `console` is written.
+    Terminal colours are removed before the comparison. The deadline is by default 300 s with KVM and 1800 s
+    without. `console` gets the output; it is the only file that is written, so the function is safe to
+    repeat. With `tpm` the machine has a TPM (swtpm), which must have measured `measurements` after the boot.
 
-    Parameters
-    ----------
-    expect
-        Regular expression that is searched in each line, without terminal colours.
-    system, boot_mode
-        System and boot mode of the image.
-    user_data, public_key
-        Data for the metadata service; empty for none.
-    deadline
-        By default 300 s with KVM and 1800 s without.
-    accelerator
-        ``"kvm"``, ``"tcg"``, or ``"auto"`` for KVM if it is available.
-    console
-        File for the console.
-    tpm
-        Whether the machine has a TPM (swtpm).
-    measurements
-        What the TPM must have measured after the boot.
-    on_message
-        Called with messages for the operator.
-
-    Raises
-    ------
-    vmsnix_ops.errors.BootFailedError
-        The deadline passed, or the machine stopped or panicked; has the last 40 lines of the console. Or the
-        TPM measured something else than predicted.
+    Raises a `BootFailedError` with the last 40 lines of the console if the deadline passed, the machine
+    stopped or panicked, or the TPM measured something else.
     """
     path, pattern = Path(image), check_options(expect, accelerator)
     hardware = find_hardware(system, boot_mode, accelerator)

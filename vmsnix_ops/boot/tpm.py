@@ -56,10 +56,7 @@ class Tpm:
     def read(self) -> dict[str, dict[int, str]]:
         """Return the PCRs by bank and number, in hexadecimal, after QEMU was killed.
 
-        Raises
-        ------
-        vmsnix_ops.errors.BootFailedError
-            swtpm does not answer, or has no such bank.
+        Raises a `BootFailedError` if swtpm does not answer, or has no such bank.
         """
         try:
             with socket.socket(socket.AF_UNIX) as control:

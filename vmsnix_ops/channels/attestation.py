@@ -107,31 +107,14 @@ def read(
 ) -> AttestationPolicy:
     """Read the measurements of AMIs from their snapshots, and return the policy. Nothing is changed.
 
-    Parameters
-    ----------
-    amis
-        AMI IDs or names.
-    image, channel, last
-        Instead of `amis`: the last AMIs that this channel of the image contained.
-    region
-        Region of the AMIs; by default that of the settings, else of AWS.
-    principal
-        ARN of the instances' role in the policy; by default a placeholder.
-    accept_interactive
-        Also allow images on whose instances people can become root.
-    accept_host_only
-        Also allow images that attest the host, not its containers.
-    session
-        Overrides the AWS session.
+    The AMIs are IDs or names, or the `last` AMIs that this channel of the image contained. `principal` is the
+    ARN of the instances' role; by default the policy has a placeholder. `accept_interactive` allows images on
+    whose instances people can become root, `accept_host_only` images that attest the host, not its
+    containers.
 
-    Raises
-    ------
-    vmsnix_ops.errors.ParameterError
-        The parameters are incomplete, or an AMI needs one of the two confirmations.
-    vmsnix_ops.errors.ImageFormatError
-        An AMI is not attested, or its measurements cannot be predicted.
-    vmsnix_ops.errors.DriftError
-        The tags of an AMI have other measurements than its bytes.
+    Raises a `ParameterError` if the parameters are incomplete or an AMI needs one of these confirmations, an
+    `ImageFormatError` if an AMI is not attested or its measurements cannot be predicted, and a `DriftError`
+    if its tags have other measurements than its bytes.
     """
     settings, session = load(), session or default_session()
     words = tuple(dict.fromkeys(amis))

@@ -18,18 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PolicyJob:
-    """A job, or a variant of a job, that has its own policy.
+    """A job, or a variant of a job, that has its own policy."""
 
-    Attributes
-    ----------
-    kind
-        Argument of ``vmsnix iam-policy``; the same for all variants of a job.
-    options
-        Arguments of the function in `ACTIONS` for this variant.
-    """
-
-    kind: str
-    options: Mapping[str, Any] = field(default_factory=dict)
+    kind: str  # argument of ``vmsnix iam-policy``; the same for all variants of a job
+    options: Mapping[str, Any] = field(default_factory=dict)  # arguments of the function in `ACTIONS`
 
     def actions(self, **options: Any) -> tuple[str, ...]:
         """Return the IAM actions that the job needs; `options` of other jobs are ignored."""

@@ -39,14 +39,7 @@ POLICIES = {
 def next_command(runbook: Runbook, values: Mapping[str, Any], *, sandbox: bool) -> str:
     """Return the command that usually follows a run; empty if there is none.
 
-    Parameters
-    ----------
-    runbook
-        The runbook of the run.
-    values
-        The run's ``result.json``.
-    sandbox
-        Whether the run was started with ``--sandbox``; then the command has it too.
+    `values` is the run's ``result.json``. With `sandbox` the command has the option ``--sandbox``.
     """
     words = _words(runbook, values)
     if not words:

@@ -124,15 +124,9 @@ def read_image(
 ) -> BuiltImage:
     """Read a built image: a ``result`` link, a Nix output directory, or an image file.
 
-    Parameters
-    ----------
-    name
-        Name of the image; by default the file name without the version and the system that Nix appends.
-    system
-        System of an image that has neither a description nor a boot loader with its system. A contradicting
-        `system` is refused.
-    boot_mode
-        Boot mode; by default that of the description or the disk.
+    By default the name is the file name without the version and the system that Nix appends, and the boot
+    mode is that of the description or the disk. `system` is for an image that has neither a description nor a
+    boot loader with its system; another system than that of the image is refused.
     """
     given = Path(path).expanduser()
     try:
@@ -441,8 +435,6 @@ def _stated_keys(info: Mapping[str, object]) -> tuple[str, ...]:
 def describe_keys(keys: Iterable[str]) -> str:
     """Return fingerprint, owner and type of SSH public keys as ``ssh-keygen -l`` prints them, one a line.
 
-    Examples
-    --------
     >>> key = "AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f"
     >>> describe_keys([f"ssh-ed25519 {key} bob"])
     'SHA256:ZkAslGjFiUHdGf/WUL8rQvkib4PTvQatUV0OUQSncCA bob (ssh-ed25519)'

@@ -246,13 +246,8 @@ def boot_test(plan: PublishParameters, built: Built) -> BootStep:
     """Boot the image of a publish, if requested, before the upload.
 
     Safe to run twice: the machine writes to an overlay. An image that is published already is not booted.
-
-    Raises
-    ------
-    vmsnix_ops.errors.ImageChangedError
-        The file does not contain the identified image, so another image was booted.
-    vmsnix_ops.errors.BootFailedError
-        The image did not boot.
+    Raises a `BootFailedError` if it does not boot, and an `ImageChangedError` if the file does not contain
+    the identified image, so that another image was booted.
     """
     if not plan.boot_test:
         return BootStep("skipped")

@@ -130,10 +130,7 @@ def column_of(schema: Schema, name: str, more: Iterable[str]) -> Column:
 def wanted_values(column: Column, given: object) -> list[Any] | None:
     """Return the wanted values of a column; ``None`` for all values.
 
-    Raises
-    ------
-    ParameterError
-        A value has the wrong type, or the column cannot contain it.
+    A value of another type, or one that the column cannot contain, is a `ParameterError`.
     """
     if given is None or (isinstance(given, str) and given == ""):
         return None
@@ -187,21 +184,8 @@ def refuse_typos(
 def moment(name: str, given: object, *, end: bool = False, ahead: bool = False) -> datetime | None:
     """Return a point in time; ``None`` without one.
 
-    Parameters
-    ----------
-    name
-        Name of the argument, for errors.
-    given
-        A duration before now, a date (its start in UTC), or a datetime with a time zone.
-    end
-        Whether a date is its end instead of its start.
-    ahead
-        Whether a duration is after now.
-
-    Raises
-    ------
-    ParameterError
-        It is none of these.
+    `given` is a duration before now (with `ahead`: after now), a date (its start in UTC, with `end` its end),
+    or a datetime with a time zone. Everything else is a `ParameterError` with the `name` of the argument.
     """
     if given is None or given == "":
         return None

@@ -94,31 +94,15 @@ def check_plan(
     reason: Callable[[str], str] | None = None,
     option: str = "--expect-plan",
 ) -> None:
-    """Check that a plan is the expected one.
+    """Check that a plan has the expected fingerprint; an empty one accepts any plan.
 
-    Parameters
-    ----------
-    facts
-        The facts of the plan.
-    expected
-        The expected fingerprint; empty for any plan.
-    tables
-        The tables with the facts of earlier plans.
-    is_done
-        Returns whether a fact may differ, because nothing will be done for it; gets its name, and the facts
-        of the earlier plan.
-    reason
-        Returns why a subject, which is the name of a fact up to its last comma, is or is not in the plan; or
-        an empty text.
-    option
-        The option of the command line that takes the fingerprint.
+    `is_done` returns whether a fact may differ because nothing will be done for it; it gets the name of the
+    fact and the facts of the earlier plan. `reason` returns why a subject is or is not in the plan, or an
+    empty text; the subject is the name of a fact up to its last comma. `option` is the option of the command
+    line that takes the fingerprint.
 
-    Raises
-    ------
-    ParameterError
-        `expected` is not a fingerprint.
-    StalePlanError
-        It is another plan; the error lists the differences.
+    Raises a `ParameterError` for a text that is not a fingerprint, and a `StalePlanError` with the
+    differences for another plan.
     """
     if not expected:
         return

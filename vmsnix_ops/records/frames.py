@@ -35,24 +35,12 @@ class _Misfit(Exception):  # noqa: N818 - never leaves this module
 
 
 def to_arrow(schema: Schema, rows: Rows) -> pa.Table:
-    """Return rows as an arrow table of the schema.
+    """Return rows as an arrow table of the schema; a SchemaError for an unknown column or an invalid value.
 
     Only lossless conversions are done: other time zones to UTC, whole floats to counts (pandas makes floats
     of counts with missing values), mappings and lists to JSON text. Text is not parsed as a number, and a
-    time without a time zone is refused. Times have microseconds.
-
-    Parameters
-    ----------
-    schema
-        Schema of the table.
-    rows
-        Mappings of column names to values, a frame, or an arrow table with the columns of the schema. Missing
-        columns, ``None``, ``NaN``, ``NaT`` and ``pandas.NA`` are empty.
-
-    Raises
-    ------
-    SchemaError
-        A column is unknown or a value is invalid.
+    time without a time zone is refused. Times have microseconds. Missing columns, ``None``, ``NaN``, ``NaT``
+    and ``pandas.NA`` are empty.
     """
     import pandas as pd
     import pyarrow as pa

@@ -61,14 +61,9 @@ def rebuild(
     Safe to run twice, and after a crash: the old table is moved only when the new one is complete. On S3 no
     run should write to the table during the rebuild.
 
-    Parameters
-    ----------
-    rows
-        The copies of runs; rows that the table contains are not added again.
-    runs
-        Rows of the table ``runs``: rows of older versions get the endpoint and the account of their run.
-    endpoint
-        The endpoint of rows whose run is unknown; by default they stay without one.
+    `rows` are the copies of runs; rows that the table contains are not added again. Rows of older versions
+    get the endpoint and the account of their run from `runs`, the rows of that table; those of an unknown run
+    get `endpoint`.
     """
     import pyarrow as pa
 

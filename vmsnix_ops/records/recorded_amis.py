@@ -37,15 +37,11 @@ _Key = tuple[str, str]
 def expected_amis(tables: Tables, *, regions: tuple[str, ...] = (), image: str = "") -> list[dict[str, Any]]:
     """Return the state that each AMI should have in AWS, without deregistered AMIs.
 
-    Only AMIs in these regions and of this image are returned; by default all.
-
-    Returns
-    -------
-    list of dict
-        The columns of ``amis`` that are not empty, and ``architecture``; the lists ``shared_with`` and
-        ``snapshots_shared_with``; if known, ``deprecated_at`` (``None`` for no date) and ``protected``; for a
-        promoted AMI ``encrypted`` and ``kms_key``; ``channel_parameters``, the names of the channels'
-        parameters that were last set to it.
+    Only AMIs in these regions and of this image are returned; by default all. A dictionary has the columns of
+    ``amis`` that are not empty, and ``architecture``; the lists ``shared_with`` and
+    ``snapshots_shared_with``; if known, ``deprecated_at`` (``None`` for no date) and ``protected``; for a
+    promoted AMI ``encrypted`` and ``kms_key``; ``channel_parameters``, the names of the channels' parameters
+    that were last set to it.
     """
     promotions, retirements = _promotions(tables), _retirements(tables)
     channels = _channel_parameters(tables)

@@ -177,14 +177,8 @@ def write_result(run: RunContext, result: Mapping[str, object]) -> Path:
     """Write ``result.json`` into the folder of a run, and return its path.
 
     `result` contains documented keys (`KEYS`) and others; run ID and runbook are added. Times become ISO 8601
-    text, paths become text. Safe to run twice: the file is replaced atomically.
-
-    Raises
-    ------
-    SchemaError
-        A documented key has a value of another type, or a value cannot be written as JSON.
-    UnsavedError
-        The file cannot be written.
+    text, paths become text. Safe to run twice: the file is replaced atomically. Raises a `SchemaError` for a
+    value of another type or one that is not JSON, and an `UnsavedError` if the file cannot be written.
     """
     where = {"endpoint": endpoint_kind(), "sandbox": sandbox_url() or None}
     values = {**dict.fromkeys(KEYS), **where, "run_id": run.run_id, "runbook": run.runbook, **result}

@@ -69,25 +69,12 @@ def current_run(
     The runner passes its run to the kernel with ``VMSNIX_RUN_ID``, ``VMSNIX_RUNBOOK``, ``VMSNIX_RUN_DIR``
     and, with an archive on S3, ``VMSNIX_RUN_ENTRY``. In a kernel that the runner did not start, the first
     call of a runbook starts a run (`vmsnix_ops.runbooks.execution.interactive`). Otherwise, such as in a
-    program, every call creates a new run with its own folder below ``<state>/runs``.
+    program, every call creates a new run with its own folder below ``<state>/runs``, and `runbook` is a part
+    of its ID. Without `make_folder` the folder is not created: a job that only reads creates it when its
+    result is saved.
 
-    Parameters
-    ----------
-    runbook
-        Name for the ID of a new run.
-    settings
-        Settings with the state folder; loaded by default.
-    environment
-        The variables; by default ``os.environ``.
-    make_folder
-        Whether to create the run's folder. A job that only reads creates it when its result is saved.
-
-    Raises
-    ------
-    SettingsError
-        ``VMSNIX_RUN_ID`` is not a valid run ID.
-    RecordsError
-        The run's folder cannot be created.
+    Raises a `SettingsError` for an invalid ``VMSNIX_RUN_ID``, and a `RecordsError` if the folder cannot be
+    created.
     """
     environment = os.environ if environment is None else environment
     run_id = environment.get("VMSNIX_RUN_ID", "")

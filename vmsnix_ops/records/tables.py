@@ -55,13 +55,9 @@ def storage_options(
     """Return the options of ``deltalake`` for S3, from ``AWS_*`` variables (by default ``os.environ``).
 
     The S3 client of ``deltalake`` does not support all sources of credentials (SSO, ``credential_process``),
-    so botocore finds those that are not in the environment. Commits are conditional PUTs (``If-None-Match``),
-    which S3 supports since November 2024, so no lock table is needed.
-
-    Raises
-    ------
-    RecordsError
-        There are no credentials.
+    so botocore finds those that are not in the environment; without any, this is a `RecordsError`. Commits
+    are conditional PUTs (``If-None-Match``), which S3 supports since November 2024, so no lock table is
+    needed.
     """
     given = os.environ if environment is None else environment
     options = {
@@ -147,18 +143,11 @@ _CHECKPOINT = re.compile(r"\d{20}\.checkpoint(\.\d+\.\d+)?\.parquet")
 
 
 class Tables:
-    """The tables below one location.
+    """The tables below one location: a local folder, created by the first write, or ``s3://bucket/prefix``.
 
-    Parameters
-    ----------
-    location
-        A local folder, created by the first write, or ``s3://bucket/prefix``.
-    storage_options
-        The ``AWS_*`` variables for S3; by default ``os.environ``. Every call reads them, because credentials
-        may be renewed.
+    `storage_options` are the ``AWS_*`` variables for S3, by default ``os.environ``. Every call reads them,
+    because credentials may be renewed.
 
-    Examples
-    --------
     >>> import tempfile
     >>> tables = Tables(tempfile.mkdtemp())
     >>> len(tables.read("runs"))
@@ -181,28 +170,15 @@ class Tables:
         return f"Tables({self.location!r})"
 
     def append(self, table: str, rows: Rows, *, once: str | None = None, clean: bool = False) -> None:
-        """Append rows to a table; all of them or none.
+        """Append rows to a table, all of them or none. They are checked before anything is written.
 
-        Parameters
-        ----------
-        table
-            Name of the table.
-        rows
-            Mappings of column names to values, or a frame. They are checked before anything is written.
-        once
-            A name for this append, such as ``"<run>/upload/1"``. An append with a name that the table has
-            does nothing, so a killed job can repeat it. The table remembers names for 30 days.
-        clean
-            Whether the rows are known to contain no secrets.
+        `once` is a name for this append, such as ``"<run>/upload/1"``: an append with a name that the table
+        has does nothing, so a killed job can repeat it. The table remembers names for 30 days. Rows that are
+        known to contain no secrets are `clean`.
 
-        Raises
-        ------
-        SchemaError
-            A row does not fit the schema.
-        CommitConflictError
-            Other writers committed first in all attempts.
-        RecordsError
-            The table cannot be written, or is damaged.
+        Raises a `SchemaError` for a row that does not fit the schema, a `CommitConflictError` if other
+        writers committed first in all attempts, and a `RecordsError` if the table cannot be written or is
+        damaged.
         """
         schema, data = schemas.schema(table), self._checked(table, rows, clean=clean)
         if data.num_rows == 0:
@@ -242,37 +218,19 @@ class Tables:
         where: Where | None = None,
         endpoint: str = "",
     ) -> pd.DataFrame:
-        """Return a table as a frame, in no particular order.
-
-        Rows of a sandbox never mix with those of AWS: only the rows of one endpoint are returned.
+        """Return a table as a frame, in no particular order; empty if the table does not exist yet.
 
         Only the requested columns are read, and only the files and row groups that may contain a matching
-        row.
+        row. The conditions of `where` are combined with *and*: ``[("region", "==", "eu-central-1"),
+        ("seconds", ">", 60)]``. The operators are ``==``, ``!=``, ``<``, ``<=``, ``>``, ``>=``, ``in`` and
+        ``not in``.
 
-        Parameters
-        ----------
-        table
-            Name of the table.
-        columns
-            The requested columns; by default all.
-        where
-            Conditions that are combined with *and*: ``[("region", "==", "eu-central-1"), ("seconds", ">",
-            60)]``. The operators are ``==``, ``!=``, ``<``, ``<=``, ``>``, ``>=``, ``in`` and ``not in``.
-        endpoint
-            ``aws``, ``sandbox``, ``custom`` or ``all``; by default that of this process. Rows of older
-            versions have no endpoint, and count as those of AWS, or of the sandbox of ``--sandbox``.
+        Rows of a sandbox never mix with those of AWS: `endpoint` is ``aws``, ``sandbox``, ``custom`` or
+        ``all``, by default that of this process. Rows of older versions have no endpoint, and count as those
+        of AWS, or of the sandbox of ``--sandbox``.
 
-        Returns
-        -------
-        DataFrame
-            With the dtypes of `vmsnix_ops.records.schemas`; empty if the table does not exist yet.
-
-        Raises
-        ------
-        SchemaError
-            A table, column or operator is unknown.
-        RecordsError
-            The table is damaged or cannot be read.
+        Raises a `SchemaError` for an unknown table, column or operator, and a `RecordsError` if the table is
+        damaged or cannot be read.
         """
         import pyarrow as pa
         import pyarrow.compute as pc
@@ -379,12 +337,8 @@ class Tables:
     def reading(self, table: str) -> Iterator[tuple[DeltaTable, pa_dataset.Dataset] | None]:
         """Yield a table and its files as an arrow dataset; ``None`` if there is no table.
 
-        Missing columns are empty; columns that the schema lacks are ignored.
-
-        Raises
-        ------
-        RecordsError
-            The table is damaged or cannot be read, also in the block.
+        Missing columns are empty; columns that the schema lacks are ignored. Raises a `RecordsError` if the
+        table is damaged or cannot be read, also in the block.
         """
         delta = self._open(table)
         if delta is None:
@@ -404,10 +358,7 @@ class Tables:
     def locked_files(self, table: str) -> Iterator[tuple[pa_fs.FileSystem, bool]]:
         """Lock a table against writers on this machine; yield the file system, and whether the table exists.
 
-        Raises
-        ------
-        RecordsError
-            The location cannot be read or written, also in the block.
+        Raises a `RecordsError` if the location cannot be read or written, also in the block.
         """
         import pyarrow.fs as pa_fs
 

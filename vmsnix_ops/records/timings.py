@@ -93,16 +93,9 @@ def slow_steps(tables: Tables, run_id: str, *, image: str, region: str, via: str
 def finished_steps(steps: pd.DataFrame) -> pd.DataFrame:
     """Return the finished steps, oldest first, each compared with its history.
 
-    Parameters
-    ----------
-    steps
-        Rows of the table `steps`, in any order. Without the column `items` they have the same amount of work.
-
-    Returns
-    -------
-    DataFrame
-        The rows with the new columns ``usual_seconds`` and ``limit_seconds`` (empty if the history is too
-        short), ``earlier`` (number of steps in the history) and ``is_slow``.
+    `steps` are rows of the table `steps` in any order; without the column `items` they have the same amount
+    of work. New columns: ``usual_seconds`` and ``limit_seconds`` (empty if the history is too short),
+    ``earlier`` (number of steps in the history) and ``is_slow``.
     """
     import numpy as np
 
@@ -349,13 +342,10 @@ def trend(steps: pd.DataFrame, *, every: str = "W-MON", by: str | Sequence[str] 
 def snapshots(steps: pd.DataFrame) -> pd.DataFrame:
     """Return the durations of upload and import, one row per run that created a snapshot.
 
-    Returns
-    -------
-    DataFrame
-        ``run_id``, ``image``, ``region``, ``via``, ``started_at``, ``upload_seconds``, ``import_seconds``,
-        ``seconds`` (their sum), ``sent_bytes``, ``image_bytes``, and for each GiB of the image
-        ``upload_seconds_per_gib``, ``import_seconds_per_gib`` and ``seconds_per_gib``, without runs that
-        reused the upload or the snapshot.
+    Columns: ``run_id``, ``image``, ``region``, ``via``, ``started_at``, ``upload_seconds``,
+    ``import_seconds``, ``seconds`` (their sum), ``sent_bytes``, ``image_bytes``, and for each GiB of the
+    image ``upload_seconds_per_gib``, ``import_seconds_per_gib`` and ``seconds_per_gib``. Runs that reused the
+    upload or the snapshot are left out.
     """
     import pandas as pd
 

@@ -149,13 +149,9 @@ def runbooks(
 ) -> tuple[Runbook, ...]:
     """Return all valid runbooks: those of the package by their numbers, then own ones.
 
-    Parameters
-    ----------
-    folder
-        A folder of notebooks; then only these are listed, and the manifest is not used. Files without a
-        number (``console.ipynb``) are not runbooks.
-    start, environment
-        As for `vmsnix_ops.settings.load`, to find the folders of own runbooks.
+    With `folder`, only its notebooks are listed, and the manifest is not used. Files without a number
+    (``console.ipynb``) are not runbooks. `start` and `environment` are as for `vmsnix_ops.settings.load`, to
+    find the folders of own runbooks.
     """
     return read_all(folder, start=start, environment=environment)[0]
 
@@ -186,14 +182,8 @@ def find(
 ) -> Runbook:
     """Return a runbook by its name: ``publish-ami``, ``20-publish-ami`` or its short name ``publish``.
 
-    The other arguments are as for `runbooks`.
-
-    Raises
-    ------
-    UnknownRunbookError
-        There is none; the error suggests the nearest name.
-    RunError
-        Its notebook is invalid.
+    The other arguments are as for `runbooks`. Raises an `UnknownRunbookError` with the nearest name if there
+    is none, and a `RunError` if its notebook is invalid.
     """
     found, errors = _list(folder, start, environment)
     wanted, known = _full_name(name, found), _names(found)
@@ -262,12 +252,8 @@ def read(path: Path) -> Runbook:
 def content(runbook: Runbook) -> tuple[str, bool | None]:
     """Return the content of a notebook, and whether its cells differ from those in the manifest.
 
-    An own runbook has no manifest, and so the second value is ``None``.
-
-    Raises
-    ------
-    RunError
-        The notebook is missing or damaged; the error says how to restore it.
+    An own runbook has no manifest, and so the second value is ``None``. The `RunError` for a missing or
+    damaged notebook says how to restore it.
     """
     text, notebook = load(runbook.path, restore(runbook))
     return text, None if runbook.own else digest(notebook) != runbook.digest
@@ -310,13 +296,7 @@ def without_injected(notebook: Mapping[str, Any]) -> dict[str, Any]:
 
 @cache
 def load_manifest() -> Mapping[str, Any]:
-    """Return the manifest of the package's notebooks.
-
-    Raises
-    ------
-    RunError
-        It is missing or damaged.
-    """
+    """Return the manifest of the package's notebooks; a RunError if it is missing or damaged."""
     try:
         manifest: Mapping[str, Any] = json.loads(files.read(MANIFEST).decode("utf-8"))
     except (OSError, ValueError) as error:
@@ -497,10 +477,7 @@ def _invalid(path: Path, why: str, fix: str) -> RunError:
 def load(path: Path, fix: str) -> tuple[str, Mapping[str, Any]]:
     """Return the content of a notebook as text and as JSON.
 
-    Raises
-    ------
-    RunError
-        It is missing or damaged; the error contains `fix`.
+    The `RunError` for a missing or damaged notebook contains `fix`.
     """
     try:
         text = files.read(path).decode("utf-8-sig")

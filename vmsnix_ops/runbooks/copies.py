@@ -60,12 +60,7 @@ def originals() -> dict[str, Path]:
 def original(name: str) -> tuple[str, Path]:
     """Return the full name and the notebook of a runbook of the package.
 
-    Raises
-    ------
-    UnknownRunbookError
-        There is none.
-    UsageError
-        It is an own runbook.
+    An `UnknownRunbookError` if there is none, and a `UsageError` for an own runbook.
     """
     known = originals()
     full = catalog.full_name(name.removesuffix(".ipynb"))
@@ -85,19 +80,8 @@ def original(name: str) -> tuple[str, Path]:
 def make(folder: Path) -> tuple[list[Copy], list[RunError]]:
     """Make the missing copies in a work folder.
 
-    Returns
-    -------
-    list of Copy
-        All copies.
-    list of RunError
-        An error for each notebook of the package that is missing or damaged.
-
-    Raises
-    ------
-    UsageError
-        The folder is the one of the package's notebooks.
-    OSError
-        The folder cannot be written.
+    Returns all copies, and an error for each notebook of the package that is missing or damaged. A
+    `UsageError` if the folder is the one of the package's notebooks.
     """
     package, own = catalog.default_folder(), [path.resolve() for path in settings.runbook_folders()]
     if folder.resolve() in own:
@@ -160,14 +144,8 @@ def keep(folder: Path, copies: Iterable[Copy]) -> None:
 def reset(folder: Path, name: str) -> Path | None:
     """Replace a copy by the package's notebook, and return the path of the old copy.
 
-    Safe to run twice: without differences it returns ``None`` and changes nothing.
-
-    Raises
-    ------
-    RunError
-        The package's notebook is missing or damaged; nothing was changed.
-    OSError
-        The folder cannot be written.
+    Safe to run twice: without differences it returns ``None`` and changes nothing. Nothing is changed either
+    if the package's notebook is missing or damaged, which is a `RunError`.
     """
     _, source = original(name)
     text, notebook = catalog.load(source, catalog.restore_original(source))
@@ -188,11 +166,6 @@ def compare(name: str, folder: Path) -> list[str]:
 
     The package's notebook is compared with its last commit in git, or else with the manifest, which contains
     only a digest of the cells. The copy is compared with the package's notebook.
-
-    Raises
-    ------
-    UnknownRunbookError, UsageError
-        As for `original`.
     """
     full, source = original(name)
     if not source.exists():

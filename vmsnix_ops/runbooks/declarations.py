@@ -72,13 +72,9 @@ class Parameter:
 def read_parameters(source: str, *, notebook: str = "the notebook") -> tuple[Parameter, ...]:
     """Return the parameters that the source of a cell declares, in its order; errors name the notebook.
 
-    Raises
-    ------
-    RunError
-        The cell contains something other than declarations with literal defaults, or an unsupported type.
+    A `RunError` if the cell contains something other than declarations with literal defaults, or an
+    unsupported type.
 
-    Examples
-    --------
     >>> read_parameters("retries: int = 3  # how often")[0].help
     'how often'
     """
@@ -116,13 +112,7 @@ def _check_names(found: tuple[Parameter, ...], notebook: str) -> None:
 
 @cache
 def parse_type(text: str) -> Type:
-    """Return a type in the notation of Python, such as ``list[str]``.
-
-    Raises
-    ------
-    ValueError
-        It is not a supported type.
-    """
+    """Return a supported type in the notation of Python, such as ``list[str]``; else a ValueError."""
     found = _annotated_type(ast.parse(text, mode="eval").body)
     if found is None:
         raise ValueError(f"{text} is not a supported type")

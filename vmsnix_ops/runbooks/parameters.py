@@ -43,21 +43,13 @@ class _InvalidValueError(ValueError):
 def check(runbook: Runbook, given: Mapping[str, object]) -> dict[str, object]:
     """Return the given parameters, converted to their declared types.
 
-    A runbook that only has ``region`` also accepts ``regions`` with one value, and the other way round; the
-    same is true for the other names in `PLURALS`.
+    Text is parsed by the declared type; any other value must already have that type. A runbook that only has
+    ``region`` also accepts ``regions`` with one value, and the other way round; the same is true for the
+    other names in `PLURALS`.
 
-    Parameters
-    ----------
-    runbook
-        The runbook that declares the parameters.
-    given
-        Values by name. Text is parsed by the declared type; any other value must already have that type.
-
-    Raises
-    ------
-    ParameterError
-        An unknown name, an invalid value, several values for a parameter that takes one, a parameter that is
-        given twice, or a secret (parameters are saved in the executed notebook). One error lists all of them.
+    One `ParameterError` lists all mistakes: unknown names, invalid values, several values for a parameter
+    that takes one, a parameter that is given twice, and secrets (parameters are saved in the executed
+    notebook).
     """
     checked, wrong = collect(runbook, given)
     if wrong:
@@ -111,26 +103,13 @@ def check_call(
 ) -> dict[str, object]:
     """Return the given parameters as `check` does, after all checks that need neither kernel nor network.
 
-    Parameters
-    ----------
-    runbook, given
-        As for `check`.
-    environment
-        Variables for the settings; by default ``os.environ``.
-    cwd
-        Folder where the run starts; by default the working directory.
-    paths
-        Whether the run is on this machine, so that its paths can be checked.
-    before
-        Mistakes that the caller has already found; the error lists them first.
+    `environment` has the variables for the settings, and the run starts in `cwd`. With `paths`, the run is on
+    this machine, so that its paths can be checked. The error lists the mistakes `before`, which the caller
+    has found, first.
 
-    Raises
-    ------
-    ParameterError
-        The call is wrong: as for `check`, a value that its kind does not allow (an unknown region, a path
-        that does not exist), or a missing one. With several mistakes, one error lists all of them.
-    SettingsError
-        The only mistake is in ``vmsnix.toml`` or a variable.
+    One `ParameterError` lists all mistakes: those of `check`, values that their kind does not allow (an
+    unknown region, a path that does not exist), and missing ones. It is a `SettingsError` if the only mistake
+    is in ``vmsnix.toml`` or a variable.
     """
     variables = dict(os.environ if environment is None else environment)
     place = value_checks.CallPlace(Path.cwd() if cwd is None else cwd, variables, paths)
@@ -378,10 +357,7 @@ def command_line(runbook: Runbook, values: Mapping[str, object], *, sandbox: boo
 def split(pairs: Iterable[str]) -> dict[str, str]:
     """Return a dictionary of ``name=value`` pairs.
 
-    Raises
-    ------
-    ParameterError
-        A pair has no ``=``, or a name is given twice.
+    A pair without ``=``, and a name that is given twice, are a `ParameterError`.
     """
     given: dict[str, str] = {}
     for pair in pairs:
@@ -399,10 +375,7 @@ def split(pairs: Iterable[str]) -> dict[str, str]:
 def convert(parameter: Parameter, value: object) -> object:
     """Return a value, converted to the declared type of its parameter.
 
-    Raises
-    ------
-    ParameterError
-        The value is invalid, or is a secret.
+    An invalid value, and a secret, are a `ParameterError`.
     """
     _refuse_secret(parameter, value)
     try:

@@ -101,16 +101,7 @@ def call_errors(
 ) -> list[VmsnixError]:
     """Return the mistakes of a call whose values have the declared types.
 
-    Parameters
-    ----------
-    runbook
-        The runbook that declares the parameters.
-    checked
-        The given values, converted.
-    unset
-        Parameters whose default from the settings is checked too: those without a mistake.
-    place
-        Where the call runs.
+    `unset` are the parameters whose default from the settings is checked too: those without a mistake.
     """
     defaults = {one.name: one.default for one in runbook.parameters if one.name in unset}
     wrong = value_errors(runbook, defaults | dict(checked), place)

@@ -795,10 +795,7 @@ ACCESS_DENIED_ERRORS: dict[str, tuple[str, int]] = {
 class Authorizer:
     """Refuses calls that the caller's policies do not allow.
 
-    Parameters
-    ----------
-    enforce
-        Whether users and roles without any policy are refused everything, as on AWS.
+    With `enforce`, users and roles without any policy are refused everything, as on AWS.
     """
 
     def __init__(self, *, enforce: bool = False) -> None:
@@ -807,11 +804,8 @@ class Authorizer:
     def __call__(self, context: Context, params: Params) -> None:
         """Raise the service's error unless the caller has every permission that the call needs.
 
-        Raises
-        ------
-        ApiError
-            The text contains the action and the resource. When the caller may not pass the role of an import,
-            the text says that the role lacks permissions, as on AWS.
+        The text contains the action and the resource. When the caller may not pass the role of an import, the
+        text says that the role lacks permissions, as on AWS.
         """
         with context.lock:
             if not context.principal and context.operation in {"CreateBucket", "ListBuckets"}:

@@ -83,10 +83,7 @@ _SURROGATE = re.compile(r"[\ud800-\udfff]")
 def load_json(text: bytes | str) -> Any:
     """Return the value of a JSON text from a client.
 
-    Raises
-    ------
-    ValueError
-        The text is not JSON (RFC 8259), is nested too deeply, or contains text that is not Unicode.
+    A `ValueError` for a text that is not JSON (RFC 8259), is nested too deeply, or is not Unicode.
     """
 
     def refuse(constant: str) -> float:
@@ -115,32 +112,17 @@ def page_start(token: str) -> int:
 
 @dataclass(frozen=True)
 class Paging:
-    """How a service divides its lists into pages.
+    """How a service divides its lists into pages."""
 
-    Parameters
-    ----------
-    size, most
-        The parameter with the size of a page, and its largest value.
-    default
-        The size of a page without it.
-    token, next_token
-        The parameter with the token of a page, and the member of the answer with that of the next one.
-    bad_token
-        Returns the error for an invalid token.
-    bad_size
-        Returns the error for a size that is not between 1 and `most`; None: the service accepts it.
-    truncated
-        The member of the answer that is true when there is another page; "": there is none.
-    """
-
-    size: str
-    most: int
-    default: int
-    bad_token: Callable[[], ApiError]
-    bad_size: Callable[[int], ApiError] | None = None
-    token: str = "NextToken"  # noqa: S105 - the name of a parameter
-    next_token: str = "NextToken"  # noqa: S105 - the name of a member
-    truncated: str = ""
+    size: str  # the parameter with the size of a page
+    most: int  # its largest value
+    default: int  # the size of a page without it
+    bad_token: Callable[[], ApiError]  # returns the error for an invalid token
+    bad_size: Callable[[int], ApiError] | None = None  # for one that is not 1 to `most`; None: accepted
+    # The parameter with the token of a page, and the member of the answer with that of the next one.
+    token: str = "NextToken"  # noqa: S105
+    next_token: str = "NextToken"  # noqa: S105
+    truncated: str = ""  # the member of the answer that is true when there is another page; "": none
 
     def page(self, items: Sequence[Any], params: Params, member: str) -> dict[str, Any]:
         """Return the answer with one page of items."""
@@ -393,17 +375,10 @@ OPERATIONS: dict[tuple[str, str], Operation] = {}
 
 
 def operation(service: str, name: str, *parameters: str, locks: bool = True) -> Callable[[Handler], Handler]:
-    """Register a handler for one operation of one service.
+    """Register a handler for one operation of one service, both with their names in botocore.
 
-    Parameters
-    ----------
-    service, name
-        botocore's service name and the operation's name, such as ``"ec2"`` and ``"RegisterImage"``.
-    parameters
-        Names of the parameters that the handler uses, separated by spaces. The server handles ``DryRun``
-        of all EC2 operations.
-    locks
-        Whether the server locks the state while the handler runs.
+    `parameters` are the names of those that the handler uses, separated by spaces. The server handles
+    ``DryRun`` of all EC2 operations, and with `locks` it locks the state while the handler runs.
     """
 
     def register(handler: Handler) -> Handler:
@@ -424,22 +399,11 @@ def register_tags(
     member: str = "Tags",
     prefix: str = "",
 ) -> None:
-    """Register the operations that add, remove and list the tags of a resource.
+    """Register the operations that add, remove and list the tags of a resource; "" in `names` for none.
 
-    Parameters
-    ----------
-    find
-        Returns the resource that a request names.
-    named
-        The parameters that name it.
-    names
-        The three operations; "" for one that is not emulated.
-    check
-        Checks the tags that a resource would have, and those in the request.
-    member
-        The member of the answer that lists the tags.
-    prefix
-        Begins the names of the members of a tag: ``Tag`` for ``TagKey`` and ``TagValue``.
+    `find` returns the resource that a request names by the parameters `named`. `check` gets the tags that it
+    would have, and those in the request. `member` of the answer lists the tags, and the names of the members
+    of a tag begin with `prefix`: ``TagKey``, ``TagValue``.
     """
     key, value = f"{prefix}Key", f"{prefix}Value"
 

@@ -153,11 +153,8 @@ def authenticate(
 ) -> Credential:
     """Return the credential that signed a request.
 
-    Raises
-    ------
-    ApiError
-        The service's error for an unknown key, a wrong signature, an expired session or URL, a wrong clock,
-        or an unknown region.
+    Otherwise the service's error for an unknown key, a wrong signature, an expired session or URL, a wrong
+    clock, or an unknown region.
     """
     xml = service.protocol == "rest-xml"
     credential = credentials_table(tables).get(authorization.access_key)

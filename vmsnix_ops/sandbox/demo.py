@@ -180,18 +180,8 @@ def fill(
 ) -> Rows:
     """Fill an account, and return the matching rows of vmsnix's tables by the names of the tables.
 
-    Parameters
-    ----------
-    tables
-        The tables of the sandbox, locked by the caller.
-    account
-        The account to fill.
-    folder
-        The folder of the sandbox, for blocks and objects.
-    home
-        The region of the publishes and of the bucket. AMIs are promoted to two other regions.
-    now
-        The time from which ages are counted back; None: the present.
+    The caller has locked the tables of the sandbox. `home` is the region of the publishes and of the bucket;
+    AMIs are promoted to two other regions. Ages are counted back from `now`.
     """
     now = (now or datetime.now(UTC)).replace(second=0, microsecond=0)
     demo = _Demo(tables, account, folder, home, now)

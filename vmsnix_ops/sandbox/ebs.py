@@ -314,18 +314,9 @@ _SIGNATURE_BYTES = 16
 class TokenSigner:
     """Creates and checks the tokens of one purpose, such as the blocks of one snapshot.
 
-    AWS does not document the content of its tokens. They must match ``^[A-Za-z0-9+/=]+$``.
-
-    Parameters
-    ----------
-    context
-        The call. The signing key is kept in the sandbox's tables.
-    purpose
-        Tokens of another purpose are refused.
-    life
-        How long the tokens are valid.
-    expires
-        When the tokens that this object creates expire.
+    AWS does not document the content of its tokens. They must match ``^[A-Za-z0-9+/=]+$``. The signing key is
+    kept in the sandbox's tables. The tokens are valid for `life`; those that this object creates expire at
+    `expires`.
     """
 
     def __init__(

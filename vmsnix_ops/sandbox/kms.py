@@ -67,14 +67,9 @@ def managed_key(context: Context, alias: str) -> str:
 
 
 def find_key(context: Context, key: str, alias: str) -> str | None:
-    """Return the ARN of a key by its ID or ARN; None when it is not accessible.
+    """Return the ARN of a key by the ID or ARN of it or of an alias; None when it is not accessible.
 
-    Parameters
-    ----------
-    key
-        ID or ARN of a key or an alias.
-    alias
-        The alias of the service's managed key, such as ``alias/aws/ebs``.
+    `alias` is that of the service's managed key, such as ``alias/aws/ebs``.
     """
     prefix = context.arn("kms", "")
     name = key.removeprefix(prefix)

@@ -211,13 +211,7 @@ class Limits:
             self._levels.clear()
 
     def check(self, context: Context, params: Params) -> None:
-        """Take the tokens of a request.
-
-        Raises
-        ------
-        ApiError
-            ``RequestThrottledException`` or ``RequestLimitExceeded``. The request took no tokens.
-        """
+        """Take the tokens of a request; if there are too few, take none and raise the service's error."""
         if context.service not in CHARGES:
             return
         charges = CHARGES[context.service](context, params)

@@ -101,21 +101,11 @@ DELEGATED = "delegated"
 
 @dataclass(frozen=True)
 class AccessRequest:
-    """A request to evaluate: an action on a resource.
+    """A request to evaluate: an action on a resource."""
 
-    Parameters
-    ----------
-    action
-        Such as ``"s3:GetObject"``.
-    resource
-        ARN, or ``"*"``.
-    keys
-        Condition keys in lower case, each with its values.
-    """
-
-    action: str
-    resource: str = "*"
-    keys: Mapping[str, list[str]] = field(default_factory=dict)
+    action: str  # such as "s3:GetObject"
+    resource: str = "*"  # ARN, or "*"
+    keys: Mapping[str, list[str]] = field(default_factory=dict)  # values of condition keys in lower case
 
 
 def evaluate(documents: Iterable[str], request: AccessRequest) -> str:
@@ -135,22 +125,10 @@ def evaluate(documents: Iterable[str], request: AccessRequest) -> str:
 def evaluate_resource_policy(text: str, principal: str, account: str, request: AccessRequest) -> str:
     """Return the decision of a resource policy about a principal.
 
-    Parameters
-    ----------
-    text
-        JSON of the policy.
-    principal
-        ARN of the caller, or a service such as ``"vmie.amazonaws.com"``.
-    account
-        Account of the caller.
-    request
-        For a session, ``aws:PrincipalArn`` is the ARN of its role.
-
-    Returns
-    -------
-    str
-        ``explicitDeny``, ``allowed``, ``implicitDeny``, or ``delegated``: allowed to the account of the
-        caller, so the caller's own policies must allow it too.
+    The principal is the ARN of the caller, or a service such as ``"vmie.amazonaws.com"``; in the request of a
+    session, ``aws:PrincipalArn`` is the ARN of its role. The decision is ``explicitDeny``, ``allowed``,
+    ``implicitDeny``, or ``delegated``: allowed to the account of the caller, so the caller's own policies
+    must allow it too.
     """
     document = json.loads(text)
     decision = IMPLICIT_DENY

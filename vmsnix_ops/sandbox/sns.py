@@ -107,11 +107,8 @@ def _topic_in_region(context: Context, arn: str) -> bool:
 def find_topic(context: Context, arn: str, parameter: str = "TopicArn") -> Topic:
     """Return a topic of the region of the call.
 
-    Raises
-    ------
-    ApiError
-        ``InvalidParameter``, ``NotFound``; ``AuthorizationError`` for a topic of another account, because the
-        default policy of a topic allows only its owner.
+    A topic of another account is an ``AuthorizationError``: the default policy of a topic allows only its
+    owner.
     """
     _check_arn(parameter, arn)
     if not _topic_in_region(context, arn):
@@ -281,13 +278,7 @@ FIFO_ATTRIBUTES = {"ContentBasedDeduplication", "FifoTopic"}
 
 
 def _check_topic_attribute(name: str, value: str) -> None:
-    """Check an attribute of a topic.
-
-    Raises
-    ------
-    ApiError
-        ``InvalidParameter``; ``NotImplemented`` for an attribute that AWS has and the sandbox does not.
-    """
+    """Check an attribute of a topic; ``NotImplemented`` for one that AWS has and the sandbox does not."""
     model = service_model("sns").operation("CreateTopic").input_shape
     documented = "" if model is None else " ".join(m.documentation for m in model.members.values())
     if name not in TOPIC_ATTRIBUTES:

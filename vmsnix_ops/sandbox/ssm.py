@@ -171,13 +171,7 @@ def refuse_unknown_aws_name(name: str) -> None:
 
 
 def _find_version(context: Context, text: str) -> tuple[EmulatedParameter, EmulatedVersion, str]:
-    """Return parameter, version and selector of ``name``, ``name:version`` or ``name:label``.
-
-    Raises
-    ------
-    ApiError
-        ``ParameterNotFound``, ``ParameterVersionNotFound``.
-    """
+    """Return parameter, version and selector of ``name``, ``name:version`` or ``name:label``."""
     name, selector = parameter_name(text), ""
     if ":" in name:
         name, _, selector = name.rpartition(":")
@@ -238,13 +232,7 @@ def _pages(most: int) -> Paging:
 
 
 def _check_name(name: str) -> None:
-    """Check the name of a parameter.
-
-    Raises
-    ------
-    ApiError
-        ``ValidationException``, ``HierarchyLevelLimitExceededException``, ``AccessDeniedException``.
-    """
+    """Check the name of a parameter."""
     if (
         not NAME.fullmatch(name)
         or name.endswith("/")
@@ -276,10 +264,7 @@ def ssm_managed_key(context: Context) -> str:
 def kms_key_arn(context: Context, key_id: str | None) -> str:
     """Return the ARN of the key in a request; without one, of the managed key.
 
-    Raises
-    ------
-    ApiError
-        ``InvalidKeyId``: the key is not of this account and region.
+    ``InvalidKeyId`` if the key is not of this account and region.
     """
     arn = find_key(context, key_id or SSM_KEY_ALIAS, SSM_KEY_ALIAS)
     if arn is None:

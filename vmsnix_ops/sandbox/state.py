@@ -52,27 +52,10 @@ SAVE_EVERY = 0.5  # seconds between a change and its save, at most
 
 
 class SandboxState:
-    """The state of one sandbox.
+    """The state of one sandbox; the arguments are those of `vmsnix_ops.sandbox.Sandbox`.
 
-    Parameters
-    ----------
-    speed
-        Sandbox seconds per real second.
-    folder
-        Folder that keeps the state across restarts; None: a temporary folder.
-    account
-        The account of the first access key, twelve digits.
-    enforce_iam
-        Whether users and roles without any policy are refused everything, as on AWS.
-    limits
-        ``"aws"``: limit requests as AWS does; see `limits`. None: do not limit them.
-
-    Raises
-    ------
-    ValueError
-        `limits` has another value.
-    OSError
-        The folder cannot be written, another sandbox uses it, or its state file cannot be read.
+    Without a folder, the state is in a temporary one. A `ValueError` for unknown limits, and an `OSError` if
+    the folder cannot be written, another sandbox uses it, or its state file cannot be read.
     """
 
     def __init__(
@@ -264,10 +247,7 @@ Steps = list[tuple[str, float]]
 def dump_tables(tables: SandboxTables, steps: Steps | None = None) -> bytes:
     """Return the bytes of a state file with these tables and calls of `Clock.advance`.
 
-    Raises
-    ------
-    TypeError
-        A value is of a type that a state file cannot contain.
+    A `TypeError` for a value of a type that a state file cannot contain.
     """
     content = {
         "format": FORMAT,
@@ -281,10 +261,7 @@ def dump_tables(tables: SandboxTables, steps: Steps | None = None) -> bytes:
 def load_tables(content: bytes) -> SandboxTables:
     """Return the tables of a state file; see `load_steps` for its other content.
 
-    Raises
-    ------
-    StateError
-        The bytes are not a complete state file of this version.
+    A `StateError` if the bytes are not a complete state file of this version.
     """
     try:
         read = json.loads(content)

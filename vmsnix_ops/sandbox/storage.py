@@ -83,30 +83,14 @@ class BlockStore:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part of an object: a file and its checksums.
+    """A part of an object: a file and its checksums."""
 
-    Parameters
-    ----------
-    number
-        Part number of a multipart upload; 1 for the object of a single PUT.
-    file
-        Name of the file below ``objects/``.
-    size
-        Bytes.
-    md5
-        Hexadecimal MD5, from which ETags are made.
-    checksums
-        Base64 by algorithm, such as ``{"sha256": "..."}``.
-    modified
-        Time of its upload.
-    """
-
-    number: int
-    file: str
-    size: int
-    md5: str
-    checksums: dict[str, str]
-    modified: datetime
+    number: int  # of a part of a multipart upload; 1 for the object of a single PUT
+    file: str  # name of the file below objects/
+    size: int  # in bytes
+    md5: str  # hexadecimal, from which ETags are made
+    checksums: dict[str, str]  # base64 by algorithm, such as {"sha256": "..."}
+    modified: datetime  # time of its upload
 
     def path(self, folder: Path) -> Path:
         """Return the path of the file; `folder` is that of the sandbox."""
@@ -199,10 +183,7 @@ def find_bucket(tables: SandboxTables, name: str) -> Bucket | None:
 def open_object(tables: SandboxTables, folder: Path, bucket: str, key: str) -> ObjectReader:
     """Return the content of the current object of a key as one seekable binary file.
 
-    Raises
-    ------
-    FileNotFoundError
-        The bucket or the object does not exist.
+    A `FileNotFoundError` if the bucket or the object does not exist.
     """
     found = find_bucket(tables, bucket)
     if found is None or key not in found.objects:

@@ -228,18 +228,10 @@ class WebIdentity:
 def make_token(
     subject: str, *, issuer: str = GITHUB, audience: str = STS_AUDIENCE, seconds: float = TOKEN_SECONDS
 ) -> str:
-    """Return a token (JWT) of an identity provider.
+    """Return a token (JWT) of an identity provider, valid for some seconds.
 
-    Parameters
-    ----------
-    subject
-        The workflow, such as ``repo:acme/images:ref:refs/heads/main``.
-    issuer
-        URL of the provider.
-    audience
-        The recipient of the token; ``sts.amazonaws.com`` in GitHub's workflows.
-    seconds
-        How long the token is valid.
+    `subject` is the workflow, such as ``repo:acme/images:ref:refs/heads/main``; `issuer` is the URL of the
+    provider; `audience` is the recipient of the token, ``sts.amazonaws.com`` in GitHub's workflows.
     """
     now = int(time.time())
     claims = {"iss": issuer, "sub": subject, "aud": audience, "iat": now, "nbf": now, "exp": now + seconds}
@@ -250,11 +242,8 @@ def make_token(
 def read_token(token: str) -> WebIdentity:
     """Return the claims of a token of this sandbox.
 
-    Raises
-    ------
-    ApiError
-        ``InvalidIdentityToken`` for a text that is not a token; ``NotImplemented`` for a token that a real
-        provider signed, which the sandbox cannot check.
+    ``InvalidIdentityToken`` for a text that is not a token; ``NotImplemented`` for a token that a real
+    provider signed, which the sandbox cannot check.
     """
     try:
         header, payload, signature = token.split(".")

@@ -96,13 +96,7 @@ class Field:
         self.fill(parameter.default)
 
     def value(self) -> object:
-        """Return the input, for `parameters.check`.
-
-        Raises
-        ------
-        ParameterError
-            The input is incomplete.
-        """
+        """Return the input, for `parameters.check`; a ParameterError if it is incomplete."""
         return self._input.value
 
     def fill(self, value: object) -> None:
@@ -326,10 +320,7 @@ class MappingField(ListField):
     def value(self) -> object:
         """Return the names and values of all rows that are not empty.
 
-        Raises
-        ------
-        ParameterError
-            A value has no name, or a name is given twice.
+        A value without a name, and a name that is given twice, are a `ParameterError`.
         """
         found: dict[str, str] = {}
         for key, row in self._rows:

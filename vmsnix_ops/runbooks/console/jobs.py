@@ -96,16 +96,8 @@ def start(
     """Start a run, and return without waiting for its end.
 
     `confirmed` confirms that the runbook may delete, and `modified` that its modified notebook may run.
-    Relative paths in parameters start at `cwd`, by default the working directory.
-
-    Raises
-    ------
-    ParameterError
-        A parameter is invalid; nothing was started.
-    ConfirmationError
-        The notebook was modified, and this is not confirmed; nothing was started.
-    RunError
-        The notebook is missing or damaged; or the process could not be started.
+    Relative paths in parameters start at `cwd`, by default the working directory. The errors are those of
+    `execution.execute.run`; after one, nothing was started.
     """
     checked = parameters.check_call(runbook, given, environment=backend.environment, cwd=cwd)
     read_notebook(runbook, all_parameters(runbook, checked), modified=modified or backend.sandbox)

@@ -367,10 +367,7 @@ class PlannedRun:
 def planned_run(values: Mapping[str, Any]) -> PlannedRun | None:
     """Return the run that applies the plan of a dry run; ``None`` if its plan cannot be applied.
 
-    Raises
-    ------
-    ParameterError
-        The parameters of the runbook have changed since the dry run.
+    A `ParameterError` if the parameters of the runbook have changed since the dry run.
     """
     fingerprint, name = values.get("plan_fingerprint"), str(values.get("runbook"))
     status = values.get("status")

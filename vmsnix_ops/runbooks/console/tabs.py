@@ -88,20 +88,10 @@ class TabColumn:
 class Grid:
     """Shows a frame as a table with a search, a filter and column heads that sort.
 
-    Parameters
-    ----------
-    columns
-        Columns to show; those that the frame does not have are left out.
-    filter_by
-        Column whose values can be selected from a list.
-    sort
-        Column for the first order, with ``-`` before it for descending; empty for the order of the frame.
-    empty
-        Text for a frame without rows.
-    key
-        Column that identifies a row; empty if nothing happens when a row is clicked.
-    picked
-        Called with the clicked row.
+    Columns that the frame does not have are left out. The values of the column `filter_by` can be selected
+    from a list. `sort` is the column for the first order, with ``-`` before it for descending; without it,
+    the order is that of the frame. `empty` is shown for a frame without rows. A click on a row, which the
+    column `key` identifies, calls `picked` with it.
     """
 
     def __init__(
@@ -273,12 +263,8 @@ def to_text(value: Any) -> str:
 class Tab:
     """Base class of the tabs.
 
-    Parameters
-    ----------
-    open_runbook
-        Opens the form of a runbook, filled in with values.
-    show_run
-        Shows a past run: a row of the table ``runs``.
+    `open_runbook` opens the form of a runbook, filled in with values. `show_run` shows a past run, a row of
+    the table ``runs``.
     """
 
     title = ""

@@ -230,14 +230,8 @@ class RunFolder:
         """Store a finished file in the archive, and return its entry for ``result.json``.
 
         The entry has ``place`` (path or ``s3://`` location), ``sha256`` and ``bytes``; ``None`` for a file
-        that does not exist.
-
-        Safe to run twice: its location derives from its content, and an existing object is not sent again.
-
-        Raises
-        ------
-        ArchiveError
-            S3 refused it. The local file is kept, and the error contains its path.
+        that does not exist. Safe to run twice: its location derives from its content, and an existing object
+        is not sent again. If S3 refuses it, the local file is kept, and the `ArchiveError` contains its path.
         """
         path = self.path(name)
         if not path.is_file():
@@ -254,14 +248,9 @@ class RunFolder:
         """Release the lock. If the archive is on S3, store the entry there and delete the local copies.
 
         With `keep`, only the entry is stored: the process of the run may continue to write into the folder.
-
         If the run is not `done` (or not completely stored), its journal, which is needed to undo it, and
-        files that the entry does not list are kept.
-
-        Raises
-        ------
-        ArchiveError
-            S3 refused the entry. The local files are kept, and the error contains their folder.
+        files that the entry does not list are kept. If S3 refuses the entry, the local files are kept, and
+        the `ArchiveError` contains their folder.
         """
         if not keep:
             self.release()
@@ -284,12 +273,8 @@ class RunFolder:
     def redact(self) -> list[str]:
         """Remove secrets from all files in the folder, from their names, and from the targets of links.
 
-        Only files with a secret are rewritten.
-
-        Returns
-        -------
-        list of str
-            Files that could not be searched, as sentences; all others contain no secrets.
+        Only files with a secret are rewritten. Returns sentences about files that could not be searched; all
+        others contain no secrets.
         """
         problems = []
 
@@ -417,23 +402,9 @@ def open_folder(
 ) -> RunFolder:
     """Create the folder of a run, and write its first entry to the archive, before anything runs.
 
-    Parameters
-    ----------
-    archive
-        Local folder, or ``s3://bucket/prefix``.
-    run_id
-        Name of the new folder.
-    started
-        First ``result.json``, with the status ``running``.
-    work
-        Local folder for runs whose archive is on S3.
-    environment
-        Environment variables for S3.
-
-    Raises
-    ------
-    ArchiveError
-        The archive cannot be written.
+    `archive` is a local folder or ``s3://bucket/prefix``, and `environment` has the variables for S3.
+    `started` is the first ``result.json``, with the status ``running``. `work` is the local folder for runs
+    whose archive is on S3. Raises an `ArchiveError` if the archive cannot be written.
     """
     folder = _folder(archive, run_id, work, environment)
     local = folder.local
@@ -471,26 +442,13 @@ def reopen_folder(
     work: Path,
     environment: Mapping[str, str],
 ) -> RunFolder:
-    """Open the folder of a run again for its next attempt.
+    """Open the folder of a run again for its next attempt; most arguments are as for `open_folder`.
 
-    The evidence of the attempt before is moved to a folder such as ``attempt-1``, which the archive then
-    contains too. Safe to run twice: a file that was moved is not moved again.
-
-    Parameters
-    ----------
-    archive, run_id, started, work, environment
-        As for `open_folder`.
-    evidence
-        For an archive on S3, the stored files of the run by name; its folder may be on another machine.
-    before
-        ``result.json`` of the attempt before.
-
-    Raises
-    ------
-    UsageError
-        Another process has just resumed the run.
-    ArchiveError
-        The archive cannot be written.
+    The evidence of the attempt before, with its ``result.json`` `before`, is moved to a folder such as
+    ``attempt-1``, which the archive then contains too. Safe to run twice: a file that was moved is not moved
+    again. `evidence` has the files of the run in an archive on S3 by name: its folder may be on another
+    machine. Raises a `UsageError` if another process has just resumed the run, and an `ArchiveError` as
+    `open_folder`.
     """
     folder = _folder(archive, run_id, work, environment)
     local = folder.local

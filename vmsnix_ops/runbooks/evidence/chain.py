@@ -181,13 +181,7 @@ def continued(folder: Path, state: Path, run_id: str, redactor: Redactor) -> Cha
 
 
 def append_end(folder: Path, values: Mapping[str, Any], result: str) -> None:
-    """Append the entry with the SHA-256 of all files that ``result.json`` lists, and of that file's content.
-
-    Raises
-    ------
-    OSError
-        The journal cannot be written.
-    """
+    """Append the entry with the SHA-256 of the files that ``result.json`` lists, and of its content."""
     before = read(folder)
     entry = {
         "kind": END,

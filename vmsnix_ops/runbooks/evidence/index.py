@@ -72,14 +72,8 @@ def rebuild(
     """Write the list with the rows of runs that have ended; return the location of its page.
 
     The entries of the runs `again` are read again, and of at most `most` runs that the list lacks or has as
-    running, the newest first. ``None`` reads the entries of all runs again.
-
-    Raises
-    ------
-    ArchiveError
-        The archive cannot be read or written, or other runs were first at each attempt.
-    OSError
-        The folder cannot be read or written.
+    running, the newest first. ``None`` reads the entries of all runs again. Raises an `ArchiveError` or
+    `OSError` if the archive cannot be read or written, or other runs were first at each attempt.
     """
     place = _Bucket(archive) if archive.remote else _Folder(Path(archive.location))
     ended, fresh = dict(ended or {}), set(again)

@@ -98,16 +98,9 @@ NOT_SHOWN = "This output is shown as source: it has more than 1,000 tags that ar
 
 
 def render(notebook: Any, values: Mapping[str, Any], pictures: Sequence[Lanes] = ()) -> str:
-    """Return the page of a run.
+    """Return the page of a run, with pictures above the cells.
 
-    Parameters
-    ----------
-    notebook
-        The executed notebook, without secrets.
-    values
-        Content of ``result.json``.
-    pictures
-        Pictures above the cells.
+    The executed notebook has no secrets; `values` is the content of ``result.json``.
     """
     shown = marked(values)
     facts = [(key.replace("_", " "), shown[key]) for key in FACTS if shown.get(key) not in (None, "")]

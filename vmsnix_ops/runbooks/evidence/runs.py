@@ -148,15 +148,7 @@ class Archive:
     def runs(
         self, *, runbook: str = "", image: str = "", status: str = "", ami: str = "", last: int | None = None
     ) -> list[ArchivedRun]:
-        """Return runs, newest first.
-
-        Parameters
-        ----------
-        runbook, image, status, ami
-            Return only runs of this runbook, for this image, with this status, or with this AMI.
-        last
-            Return only the newest N runs.
-        """
+        """Return the runs with these values, newest first; with `last`, only the newest N."""
         found = self.read_all([name for name in self.ids() if f"-{runbook}" in name])
         matching = (run for run in found if run.matches(runbook=runbook, image=image, status=status, ami=ami))
         return list(islice(matching, last))
@@ -195,10 +187,7 @@ class Archive:
     def read_file(self, run: ArchivedRun, name: str) -> bytes:
         """Return a file of a run, such as ``"report.html"``, after checking its SHA-256.
 
-        Raises
-        ------
-        ArchiveError
-            The file does not exist, cannot be read, or was changed.
+        An `ArchiveError` if it does not exist, cannot be read, or was changed.
         """
         stored = (run.values.get("files") or {}).get(name)
         if not isinstance(stored, dict):

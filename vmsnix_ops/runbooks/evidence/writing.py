@@ -135,19 +135,15 @@ def save(
     keep: bool = False,
     finished: str = "",
 ) -> dict[str, Any]:
-    """Save all evidence of a run that has ended. Errors of this are listed in its ``problems``.
+    """Save all evidence of a run that has ended, and return the content of its ``result.json``.
 
-    The order: files, log, the journal with their SHA-256, the row with the SHA-256 of the journal, the entry.
+    Errors of this are its ``problems``. The order: files, log, the journal with their SHA-256, the row with
+    the SHA-256 of the journal, the entry. An error here does not stop the next steps, and a run that is
+    otherwise done ends ``partial``. The entry, ``result.json``, is written last, because it lists only files
+    that exist.
 
-    An error here does not stop the next steps, and a run that is otherwise done ends ``partial``. The entry,
-    ``result.json``, is written last, because it lists only files that exist. With `keep`, the run's process
-    may continue to write into the folder, and save the evidence again. `finished` is the end of the run, by
-    default now.
-
-    Returns
-    -------
-    dict
-        Content of ``result.json``.
+    With `keep`, the run's process may continue to write into the folder, and save the evidence again.
+    `finished` is the end of the run, by default now.
     """
     folder = run.folder
     values = redactor.value(_result(run, status, failure, seconds))

@@ -69,12 +69,8 @@ class KernelSession:
 def execute(notebook: Any, parameters: dict[str, object], session: KernelSession) -> None:
     """Execute a notebook with papermill. The result is in `session.notebook`, also after an error.
 
-    Raises
-    ------
-    KernelStartError
-        The kernel did not start in two attempts.
-    nbclient.exceptions.DeadKernelError
-        The kernel died.
+    Raises a `KernelStartError` if the kernel did not start in two attempts, and nbclient's `DeadKernelError`
+    if it died.
     """
     if ENGINE not in papermill_engines._engines:
         papermill_engines.register(ENGINE, _Engine)

@@ -80,25 +80,9 @@ class HeadAndTail:
 class LiveOutput:
     """Shows the output of a notebook line by line, without secrets, and writes it to ``log.txt``.
 
-    Parameters
-    ----------
-    log
-        The log file.
-    screen
-        Stream that shows the output; ``None`` to show nothing.
-    redactor
-        Removes secrets.
-    limit
-        Characters of the log.
-    on_event
-        Shows the progress of steps; then the screen gets no lines about progress.
-    folds
-        Whether each step is a group in the log of GitHub Actions.
-
-    Attributes
-    ----------
-    problems
-        Why the log or the screen is incomplete.
+    The log has at most `limit` characters. With `on_event`, which shows the progress of steps, the screen
+    gets no lines about progress. With `folds`, each step is a group in the log of GitHub Actions. `problems`
+    has the reasons why the log or the screen is incomplete.
     """
 
     def __init__(

@@ -148,62 +148,23 @@ def run(
     """Run a runbook with papermill, and save the evidence, also of a failed run.
 
     In the main thread, Ctrl-C and SIGTERM interrupt the running cell, so that its ``finally`` blocks clean
-    up; a second signal stops the run immediately.
+    up; a second signal stops the run immediately. `interrupter` lets another thread stop it. An error in a
+    cell is not raised: the outcome has it.
 
-    Parameters
-    ----------
-    runbook
-        Name, with or without number, or the runbook itself.
-    given
-        Parameters by name. Text is parsed by the declared type.
-    folder
-        Folder of the notebooks; the package's own by default.
-    archive
-        Local folder or ``s3://bucket/prefix`` for the evidence; the setting ``archive`` by default.
-    environment
-        Changes to the environment variables of this process, for the kernel, the settings and the archive.
-        ``None`` removes a variable.
-    cwd
-        Working directory of the kernel; that of this process by default.
-    screen
-        Stream that shows the output of the notebook while it runs; nothing by default.
-    on_event
-        Called in this thread with every `vmsnix_ops.progress.Event` of the notebook's steps. Then only the
-        log and the notebook contain lines about progress, not the screen.
-    limits
-        Limits of the saved output.
-    interrupter
-        Lets another thread stop the run.
-    run_id
-        ID of the run, from `new_run_id`; a new one by default.
-    confirmed
-        Confirms that the runbook may delete. A dry run needs no confirmation.
-    modified
-        Confirms that a notebook of the package whose cells were modified may run, although it creates,
-        changes or deletes. A dry run and a run on a sandbox need no confirmation. A modified notebook has the
-        parameters and defaults of the unmodified one.
-    record
-        Whether the run gets a row in the history.
-    notify
-        Whether a failed or partial run sends the notices of the settings: no person waits for it.
-    resumed
-        The past run of which this is the next attempt; then `archive` and `run_id` are not used.
+    Text in `given` is parsed by the declared type of its parameter. `environment` changes the variables of
+    this process for the kernel, the settings and the archive; ``None`` removes one. `screen` shows the
+    output; with `on_event`, which this thread calls with every `vmsnix_ops.progress.Event`, only the log and
+    the notebook contain lines about progress. With `notify`, a failed or partial run sends the notices of the
+    settings. `resumed` is the past run of which this is the next attempt; then `archive` and `run_id` are not
+    used.
 
-    Returns
-    -------
-    RunOutcome
-        Also for a failed run: an error in a cell is not raised here.
+    A run that is not a dry run needs `confirmed` if the runbook deletes, and, except on a sandbox, `modified`
+    if the cells of a notebook of the package were modified and it does not only read. A modified notebook has
+    the parameters and defaults of the unmodified one.
 
-    Raises
-    ------
-    UnknownRunbookError, ParameterError, SettingsError
-        Usage error; nothing has run.
-    ConfirmationError
-        The runbook would delete, or its notebook was modified, and this is not confirmed; nothing has run.
-    ArchiveError
-        The archive cannot be written; nothing has run.
-    RunError
-        The notebook cannot be read, or no kernel can be started.
+    Nothing has run after an `UnknownRunbookError`, `ParameterError`, `SettingsError` (the call is wrong),
+    `ConfirmationError` or `ArchiveError` (the archive cannot be written). A `RunError`: the notebook cannot
+    be read, or no kernel can be started.
     """
     cwd = (Path.cwd() if cwd is None else cwd).absolute()
     if not cwd.is_dir():
@@ -260,12 +221,8 @@ def read_notebook(
 ) -> tuple[str, bool | None]:
     """Return the content of a notebook, and whether it was modified, as `catalog.content`.
 
-    Raises
-    ------
-    ConfirmationError
-        It was modified and would change something in AWS with these parameters, and `modified` is not set.
-    RunError
-        It is missing or damaged.
+    A `ConfirmationError` if it was modified and would change something in AWS with these parameters, and
+    `modified` is not set.
     """
     content, differs = catalog.content(runbook)
     effect = side_effects.allowed_effects(runbook.side_effects, values)
@@ -430,24 +387,11 @@ def _kernel_environment(prepared: writing.PreparedRun, ipython: str) -> dict[str
 def same_parameters(
     runbook: Runbook, recorded: Mapping[str, object], given: Mapping[str, object]
 ) -> dict[str, object]:
-    """Return the parameters of a past run, with some of them replaced, to run it again.
+    """Return the recorded parameters of a past run, with the given ones replaced, to run it again.
 
-    Recorded defaults are used too: a default that has changed since then does not change a repeated run.
-
-    Parameters
-    ----------
-    runbook
-        The current runbook.
-    recorded
-        All parameters of the past run, from its ``result.json``.
-    given
-        Parameters to replace.
-
-    Raises
-    ------
-    ParameterError
-        A given parameter is invalid, or the parameters of the runbook have changed since then. A parameter
-        that is new or has another type can be given.
+    Recorded defaults are used too: a default that has changed since then does not change a repeated run. A
+    `ParameterError` if a given parameter is invalid, or the parameters of the runbook have changed since
+    then. A parameter that is new or has another type can be given.
     """
     replaced = parameters.check(runbook, given)
     declared = {parameter.name: parameter for parameter in runbook.parameters}

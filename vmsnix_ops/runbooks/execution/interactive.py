@@ -58,24 +58,9 @@ _guard: side_effects.Guard | None = None
 def begin(runbook: Runbook, values: Mapping[str, object], *, modified: bool = False) -> str:
     """Start the run of this kernel, or continue it; return its ID.
 
-    Empty outside of a kernel, and in a kernel that the runner started.
-
-    Parameters
-    ----------
-    runbook
-        The runbook.
-    values
-        All its parameters.
-    modified
-        Whether cells that differ from those of the package may change something in AWS. On a sandbox,
-        they may.
-
-    Raises
-    ------
-    SettingsError
-        The settings are invalid.
-    ArchiveError
-        No folder for the run can be created.
+    Empty outside of a kernel, and in a kernel that the runner started. With `modified`, cells that differ
+    from those of the package may change something in AWS; on a sandbox, they always may. Raises a
+    `SettingsError`, or an `ArchiveError` if no folder for the run can be created.
     """
     global _run
     shell = cards.kernel_shell()

@@ -36,10 +36,7 @@ def extend(path: Path, until: float) -> None:
 def check(path: Path) -> None:
     """Return if the run may change something; wait a while if its lease has ended.
 
-    Raises
-    ------
-    FleetError
-        The lease was not extended: another process may run the same target.
+    A `FleetError` if the lease was not extended: another process may run the same target.
     """
     deadline = time.monotonic() + WAIT_SECONDS
     while True:

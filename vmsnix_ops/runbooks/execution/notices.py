@@ -39,14 +39,8 @@ KEYS = ("run_id", "runbook", "status", "image", "user", "host", "finished_at", "
 def send(values: Mapping[str, Any], settings: Settings, environment: Mapping[str, str]) -> list[str]:
     """Send a notice about a run that failed or ended partial; return the problems as sentences.
 
-    Parameters
-    ----------
-    values
-        Content of ``result.json``.
-    settings
-        `Settings.notify_topic` and `Settings.notify_webhook` are its destinations.
-    environment
-        The variables of the run, for SNS.
+    `values` is the content of ``result.json``. The settings name the destinations; `environment` is that of
+    the run, for SNS.
     """
     if values.get("status") not in STATUSES:
         return []

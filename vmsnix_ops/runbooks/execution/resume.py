@@ -34,10 +34,7 @@ REMOVED = "[secret removed"  # in a recorded value
 def check_resumable(run: ArchivedRun, *, anyway: bool = False) -> None:
     """Refuse a run that cannot be resumed, with the reason; `anyway` accepts another package version.
 
-    Raises
-    ------
-    UsageError
-        The run is running, done, or recorded by a kernel, lacks only evidence, or is of another version.
+    Refused (UsageError) are runs that are running or done, were recorded by a kernel, or lack only evidence.
     """
     refused = f"The run {run.run_id} cannot be resumed."
     if run.status == "running":
@@ -72,16 +69,9 @@ def check_resumable(run: ArchivedRun, *, anyway: bool = False) -> None:
 
 
 def check_account(run: ArchivedRun, environment: Mapping[str, str]) -> None:
-    """Refuse to resume a run at another endpoint, or with the credentials of another account.
+    """Refuse to resume a run at another endpoint, or with the credentials of another account (UsageError).
 
     A run that failed before it had read its account passes.
-
-    Raises
-    ------
-    UsageError
-        The endpoint or the account is another one.
-    vmsnix_ops.errors.AwsError
-        The account cannot be read.
     """
     before, now = run.values.get("endpoint"), endpoint_kind(environment)
     if before and before != now:
@@ -107,13 +97,7 @@ def check_account(run: ArchivedRun, environment: Mapping[str, str]) -> None:
 
 
 def check_unchanged(archive: Archive, settings: Settings, run: ArchivedRun) -> None:
-    """Refuse to resume a run whose evidence was changed: it would run with other parameters or cells.
-
-    Raises
-    ------
-    UsageError
-        The evidence was changed, removed or cut off.
-    """
+    """Refuse to resume a run whose evidence was changed: it would run with other parameters or cells."""
     found = verification.verify(archive, settings, run)
     bad = [check for check in found.checks if check.finding in ("changed", "removed", "cut off")]
     if bad:
@@ -127,14 +111,8 @@ def check_unchanged(archive: Archive, settings: Settings, run: ArchivedRun) -> N
 def archived_runbook(archive: Archive, run: ArchivedRun, folder: Path) -> Runbook:
     """Write the archived notebook of a run without outputs into a folder, and return its runbook.
 
-    A run that was killed before its first cell ended has no notebook; its runbook is that of the package.
-
-    Raises
-    ------
-    ArchiveError
-        The notebook was changed, or cannot be read.
-    UnknownRunbookError
-        There is no archived notebook, and the runbook no longer exists.
+    A run that was killed before its first cell ended has no notebook; its runbook is that of the package, or
+    an `UnknownRunbookError`. A notebook that was changed or cannot be read is an `ArchiveError`.
     """
     try:
         known: Runbook | None = catalog.find(run.runbook, start=run.cwd)
@@ -201,13 +179,8 @@ class Resumed:
     ) -> archives.RunFolder:
         """Open the folder of the run for the next attempt, with its first ``result.json``.
 
-        Raises
-        ------
-        UsageError
-            The endpoint or the account is another one, the evidence was changed, or another process has just
-            resumed the run.
-        ArchiveError
-            The earlier evidence was changed or cannot be read, or the archive cannot be written.
+        A `UsageError` if the endpoint or the account is another one, the evidence was changed, or another
+        process has just resumed the run. An `ArchiveError` if the archive cannot be read or written.
         """
         if not self.anyway:
             check_account(self.past, environment)

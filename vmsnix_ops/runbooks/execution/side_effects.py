@@ -141,10 +141,8 @@ CLEAN_UPS: Mapping[str, Callable[[Any, Mapping[str, Any]], bool]] = {
 
 
 def is_read(service: str, operation: str, request: Mapping[str, Any] | None = None) -> bool:
-    """Whether a call only reads.
+    """Return whether a call only reads.
 
-    Examples
-    --------
     >>> is_read("ec2", "DescribeImages"), is_read("ec2", "DeregisterImage")
     (True, False)
     """
@@ -178,23 +176,11 @@ class Guard:
         self._created.clear()
 
     def before(self, client: Any, service: str, operation: str, request: Mapping[str, Any]) -> None:
-        """Check a call before it is sent.
+        """Check a call before it is sent; `service` and `operation` are botocore's names.
 
-        Parameters
-        ----------
-        client
-            The caller's client, which may be used to read the resource; ``None`` for a presigned URL.
-        service, operation, request
-            botocore's names (``"ec2"``, ``"DeregisterImage"``), and the parameters of the call.
-
-        Raises
-        ------
-        SideEffectsError
-            The run may not make this call.
-        ConfirmationError
-            The cells of the run were modified.
-        FleetError
-            The run is part of a fleet, and another process may run its target.
+        `client`, the caller's, may be used to read the resource; it is ``None`` for a presigned URL. A
+        `SideEffectsError` if the run may not make this call, a `ConfirmationError` if its cells were
+        modified, and a `FleetError` if another process may run the same target of a fleet.
         """
         if _saving.get() or is_read(service, operation, request):
             return

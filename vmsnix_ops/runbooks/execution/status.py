@@ -58,16 +58,9 @@ def run_status(
 ) -> tuple[RunStatus, Failure | None]:
     """Return the status of an executed notebook, and the error that ended it.
 
-    Parameters
-    ----------
-    notebook
-        Executed ``NotebookNode``, or ``None`` if it never started.
-    interrupted
-        Whether a signal or another thread interrupted the run.
-    crash
-        Error outside of the cells, such as a dead kernel.
-    described
-        The error that the kernel saved (`describe`); it has more parts than the text in the notebook.
+    The notebook is ``None`` if it never started. `crash` is an error outside of the cells, such as a dead
+    kernel. `described` is the error that the kernel saved (`describe`); it has more parts than the text in
+    the notebook.
     """
     failure = _first_failure(notebook, described or {}) if notebook is not None else None
     if failure is None and crash is not None:

@@ -94,12 +94,7 @@ def connected(dask: Dask, *, log: Path, environment: Mapping[str, str] | None = 
     """Yield a client of the plan's scheduler, or of a cluster of this machine that exists during the block.
 
     Dask's own log is written to `log`. The workers of this machine get the variables of this process and
-    those of `environment`.
-
-    Raises
-    ------
-    FleetError
-        The scheduler does not answer.
+    those of `environment`. A `FleetError` if the scheduler does not answer.
     """
     need_dask()
     check_address(dask)
@@ -160,10 +155,7 @@ def _restored(*names: str) -> Iterator[None]:
 def check_workers(client: Any, targets: Sequence[FleetTarget]) -> None:
     """Wait for the first worker, and check that the workers have the resources that the targets need.
 
-    Raises
-    ------
-    FleetError
-        No worker connected, or no worker has the resources of a target, which would then never run.
+    A `FleetError` if none connects, or none has the resources of a target, which would then never run.
     """
     try:
         client.wait_for_workers(1, timeout=WORKERS_SECONDS)

@@ -242,20 +242,11 @@ class Watch:
 class Claim:
     """The claim of this process on a target, for a ``with`` block. A thread increases the beat.
 
-    Entering the block raises `StaleError` if another process has the claim.
-
-    Parameters
-    ----------
-    ledger, name
-        The ledger, and the name of the document.
-    document, last
-        Content of the claim, and the version of the document that it replaces.
-    seconds
-        Seconds without a beat after which another machine may take over.
-    lease_file
-        File for the time until which the run may change something (`vmsnix_ops.runbooks.execution.lease`).
-    on_loss
-        Called when the claim is lost. The reason is then in `lost`.
+    Entering the block raises `StaleError` if another process has the claim. `last` is the version of the
+    document that the claim replaces. After `seconds` without a beat, another machine may take over.
+    `lease_file` has the time until which the run may change something
+    (`vmsnix_ops.runbooks.execution.lease`). `on_loss` is called when the claim is lost; the reason is then in
+    `lost`.
     """
 
     def __init__(

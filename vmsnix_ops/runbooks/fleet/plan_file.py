@@ -586,21 +586,12 @@ def read_plan(
 ) -> PlanFile:
     """Read a plan file, and check everything that can be checked before anything starts.
 
-    Parameters
-    ----------
-    path
-        The plan file.
-    scheduler
-        Dask scheduler that replaces the one in the plan. With one, the files and settings of the runs are on
-        the machines of its workers, and are not checked here.
-    environment
-        Changes to the variables of this process for all runs; ``None`` removes a variable.
+    `scheduler` replaces the Dask scheduler of the plan. With a scheduler, the files and settings of the runs
+    are on the machines of its workers, and are not checked here. `environment` changes the variables of this
+    process for all runs; ``None`` removes one.
 
-    Raises
-    ------
-    PlanError
-        The plan is invalid. The error lists all problems, such as an unknown key, runbook, region or
-        parameter, a value of another type, two equal targets, entries that wait for each other, or a secret.
+    A `PlanError` lists all problems, such as an unknown key, runbook, region or parameter, a value of another
+    type, two equal targets, entries that wait for each other, or a secret.
     """
     text, values = files.read_toml(path, "The plan", PlanError)
     secret = find_secret(text)

@@ -190,19 +190,8 @@ def check_one_of(
 ) -> None:
     """Check that a value is None or one of the allowed values.
 
-    Parameters
-    ----------
-    parameter
-        The name of the parameter, such as ``volumeType``.
-    allowed
-        The values that the sandbox emulates.
-    known
-        Further values that AWS has, apart from those that botocore's model lists for this parameter.
-
-    Raises
-    ------
-    ApiError
-        ``NotImplemented`` for another value of AWS; ``InvalidParameterValue`` for a value that AWS refuses.
+    Another value of AWS, in botocore's model or in `known`, is ``NotImplemented``; one that AWS refuses is
+    ``InvalidParameterValue``.
     """
     if value is None or value in allowed:
         return
@@ -216,14 +205,7 @@ def attribute_name(name: str | None, allowed: Collection[str], shape: str) -> st
     """Return the name of an attribute of a request as EC2's lists have it; "" for None.
 
     EC2 accepts the name of an attribute with a capital letter too, such as ``LaunchPermission``, as public
-    tools send it.
-
-    Parameters
-    ----------
-    allowed
-        The attributes that the sandbox emulates.
-    shape
-        The shape in botocore's model with all attributes of the kind of resource.
+    tools send it. `shape` in botocore's model has all attributes of the kind of resource.
     """
     name = name[:1].lower() + name[1:] if name else ""
     known: Collection[str] = service_model("ec2").model.shape_for(shape).enum  # type: ignore[attr-defined]
@@ -278,12 +260,8 @@ def permission_changes(
 ) -> tuple[Permissions, Permissions]:
     """Return the permissions that a request adds and removes, in either of its two forms.
 
-    Parameters
-    ----------
-    structure
-        The member with ``Add`` and ``Remove``, such as ``LaunchPermission``.
-    members
-        The lists of the other form, which has ``OperationType``, and the kind of grantee in each.
+    One has a structure with ``Add`` and ``Remove``, such as ``LaunchPermission``. The other has
+    ``OperationType`` and lists; `members` has the kind of grantee in each list.
     """
     changes = params.get(structure) or {}
     added = [dict(entry) for entry in changes.get("Add") or []]
@@ -375,17 +353,8 @@ def choose_encryption(
 ) -> Encryption:
     """Return the encryption of a new volume or snapshot.
 
-    Parameters
-    ----------
-    wanted, key
-        ``Encrypted`` and ``KmsKeyId`` of the request.
-    source, source_key
-        Whether its source is encrypted, and the key to keep; "" means the default key.
-
-    Raises
-    ------
-    ApiError
-        The request names a key without ``Encrypted``, or would decrypt the source.
+    `source` says whether its source is encrypted, and `source_key` is the key to keep; "" means the default
+    key. A key without ``Encrypted`` is refused, and so is a request that would decrypt the source.
     """
     if key and not wanted:
         text = "The parameter KmsKeyId requires the parameter Encrypted to be set."
@@ -508,10 +477,7 @@ def _check_tag_count(tags: dict[str, str]) -> dict[str, str]:
 def tags_at_creation(params: Params, *resource_types: str) -> dict[str, dict[str, str]]:
     """Return the tags of a request for its new resources, by resource type.
 
-    Raises
-    ------
-    ApiError
-        The operation does not create this type, or the type occurs twice.
+    A type that the operation does not create, or that occurs twice, is refused.
     """
     found: dict[str, dict[str, str]] = {kind: {} for kind in resource_types}
     seen: set[str] = set()

@@ -83,19 +83,8 @@ def describe(
 ) -> dict[str, Any]:
     """Return the answer of a Describe operation: the resources that match its filters, one page of them.
 
-    Parameters
-    ----------
-    items, view
-        The resources, and the function that returns one as the answer shows it.
-    filters
-        The filters of the operation, apart from ``tag:KEY`` and ``tag-key``, which follow from botocore's
-        documentation of the operation.
-
-    Raises
-    ------
-    ApiError
-        A filter is unknown, not emulated or has no values; there are too many filters or values;
-        ``MaxResults`` or ``NextToken`` is invalid.
+    `view` returns a resource as the answer shows it. `filters` are those of the operation, apart from
+    ``tag:KEY`` and ``tag-key``, which follow from botocore's documentation of the operation.
     """
     selected = _matching(context, params, list(items), view, filters)
     shown, more = paginate(context, params, selected, key)
@@ -216,11 +205,6 @@ def paginate(context: Context, params: Params, items: Iterable[Any], key: Key) -
 
     EC2 promises no order. Sorted by ID, the pages stay complete while resources are created and deleted. A
     token is valid for its own request only.
-
-    Raises
-    ------
-    ApiError
-        ``MaxResults`` is too small or cannot be used, or the token is not of this request.
     """
     read = _key_reader(key)
     least, most = _page_sizes(context.operation)

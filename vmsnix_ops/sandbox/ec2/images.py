@@ -259,13 +259,7 @@ def _shared_with_organization(image: Image, context: Context) -> bool:
 
 
 def find_own_image(context: Context, image_id: str) -> Image:
-    """Return an image of this account.
-
-    Raises
-    ------
-    ApiError
-        The ID is malformed or unknown, or another account only shared the image.
-    """
+    """Return an image of this account; an error if another account only shared it."""
     image = find_launchable_image(context, image_id)
     if image.owner != context.account:
         raise ApiError("AuthFailure", f"Not authorized for image:{image_id}")
@@ -273,13 +267,7 @@ def find_own_image(context: Context, image_id: str) -> Image:
 
 
 def find_launchable_image(context: Context, image_id: str, *, region: str | None = None) -> Image:
-    """Return an image that this account may launch, in any state.
-
-    Raises
-    ------
-    ApiError
-        The ID is malformed or unknown in the region, or the image is not shared with this account.
-    """
+    """Return an image of this account, or one that is shared with it, in any state."""
     add_public_images(context if region is None else replace(context, region=region))
     image: Image | None = find_of_any_account(context, IMAGE, image_id, region=region)
     if image is None or not may_launch(image, context):
@@ -353,11 +341,8 @@ def _mapping_error(text: str) -> ApiError:
 def _image_devices(context: Context, params: Params) -> list[dict[str, Any]]:
     """Return the block device mapping of a new image, as DescribeImages shows it.
 
-    Raises
-    ------
-    ApiError
-        The root device has no snapshot, a snapshot is unknown or pending, or a volume is smaller than its
-        snapshot.
+    Refused: a root device without a snapshot, a snapshot that is unknown or pending, and a volume that is
+    smaller than its snapshot.
     """
     root = params.get("RootDeviceName", "/dev/sda1")
     wanted = params.get("BlockDeviceMappings") or []

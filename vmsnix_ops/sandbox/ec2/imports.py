@@ -64,12 +64,8 @@ ASSUME_ROLE_REQUEST = AccessRequest("sts:AssumeRole", "*", {"sts:externalid": ["
 def _check_role(context: Context, role_name: str, bucket: str, key: str) -> None:
     """Check that VM Import can use a role for a bucket.
 
-    When the role may use the bucket but not read this object, the task fails later.
-
-    Raises
-    ------
-    ApiError
-        One text for all causes: the role does not exist, does not trust VM Import, or has no permissions.
+    The error has one text for all causes: the role does not exist, does not trust VM Import, or has no
+    permissions. When the role may use the bucket but not read this object, the task fails later.
     """
     resources = {"s3:GetObject": f"{bucket}/{key}", "s3:GetBucketLocation": bucket, "s3:ListBucket": bucket}
     if not any(_role_allows(context, role_name, action, arn) for action, arn in resources.items()):
@@ -134,10 +130,7 @@ class SourceError(Exception):
 def _source_location(container: Params) -> tuple[str, str, str]:
     """Return bucket, key and URL of a DiskContainer; without a URL, that is "".
 
-    Raises
-    ------
-    ApiError
-        Bucket and URL are both given or both missing, or the URL is not an S3 URL.
+    Refused: bucket and URL both given or both missing, and a URL that is not an S3 URL.
     """
     bucket, url = container.get("UserBucket") or {}, container.get("Url", "")
     if bool(bucket) == bool(url):

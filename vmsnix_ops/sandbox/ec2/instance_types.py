@@ -95,11 +95,7 @@ def instance_types() -> dict[str, InstanceType]:
 def find_instance_type(name: str) -> InstanceType:
     """Return an instance type.
 
-    Raises
-    ------
-    ApiError
-        ``InvalidInstanceType`` for a type that AWS does not have, ``NotImplemented`` for one that it may
-        have.
+    ``InvalidInstanceType`` for a type that AWS does not have, ``NotImplemented`` for one that it may have.
     """
     found = instance_types().get(name)
     if found is not None:

@@ -182,14 +182,9 @@ def describe_snapshots(context: Context, params: Params) -> dict[str, Any]:
 def find_usable_snapshot(
     context: Context, snapshot_id: str, *, region: str | None = None, shared: bool = False
 ) -> EmulatedSnapshot:
-    """Return a completed snapshot that this account may read.
+    """Return a completed snapshot that this account may read; an archived one is refused.
 
     With `shared`, the image of the snapshot is shared with this account, and the snapshot itself need not be.
-
-    Raises
-    ------
-    ApiError
-        The snapshot is unknown in the region, not shared, not completed or archived.
     """
     snapshot: EmulatedSnapshot | None = find_of_any_account(context, SNAPSHOT, snapshot_id, region=region)
     if snapshot is None or not (shared or snapshot.readable_by(context.account, context.clock)):
@@ -768,16 +763,7 @@ def add_volume(
 ) -> Volume:
     """Create a volume of an ``Ebs`` structure or a CreateVolume request.
 
-    Parameters
-    ----------
-    through_image
-        Whether the snapshot is that of a launched image. It then need not be shared with the account.
-
-    Raises
-    ------
-    ApiError
-        Snapshot and size are missing, the snapshot cannot be used, the size is smaller than the snapshot's,
-        or IOPS are out of range.
+    With `through_image`, its snapshot is that of a launched image, and need not be shared with the account.
     """
     size, snapshot = ebs.get("VolumeSize"), None
     if ebs.get("SnapshotId"):

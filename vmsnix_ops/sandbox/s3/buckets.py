@@ -265,26 +265,11 @@ def _register_setting(
     is_answer: bool = False,
     put_status: int = 200,
 ) -> None:
-    """Register the operations that get, put and delete a document of a bucket.
+    """Register the operations ``Get``, ``Put`` and ``Delete`` with `noun`, for a document of a bucket.
 
-    Parameters
-    ----------
-    setting
-        Its key in `Bucket.settings`.
-    member
-        The parameter with the document; also the member of the answer, unless `is_answer`.
-    noun
-        The operations are ``Get``, ``Put`` and ``Delete`` with this.
-    missing
-        Code and text of the error when there is no document.
-    check
-        Checks a new document and returns it; None deletes the document.
-    default
-        Returns the document that a bucket has without its own one.
-    is_answer
-        Whether the document is the answer, not a member of it.
-    put_status
-        HTTP status of the answer to the ``Put``.
+    `setting` is its key in `Bucket.settings`. `member` is the parameter with the document, and also the
+    member of the answer, unless the document `is_answer`. `missing` has code and text of the error without a
+    document, unless `default` returns one. `check` returns a checked new document; None deletes the document.
     """
 
     def get_setting(context: Context, params: Params) -> dict[str, Any]:
@@ -670,18 +655,9 @@ def s3_denial_reason(
 ) -> str:
     """Return in AWS's words why a request to S3 is denied; "" when it is allowed.
 
-    Parameters
-    ----------
-    tables
-        Tables of the sandbox.
-    request
-        The bucket policy is that of the bucket in its resource.
-    account, principal
-        Account and ARN of the caller; for a service role, the ARN of its session.
-    documents
-        The identity policies of the principal; None: they allow everything.
-    root
-        Whether the principal is the root user of its account.
+    The bucket policy is that of the bucket in the request. `principal` is the ARN of the caller; for a
+    service role, that of its session. `documents` are the identity policies of the principal; None: they
+    allow everything, as for the root user.
     """
     action = request.action
     identity = ALLOWED if documents is None else evaluate(documents, request)

@@ -178,19 +178,9 @@ def receive_upload(
 ) -> Part:
     """Write an upload to a part file, and check all its checksums.
 
-    Parameters
-    ----------
-    params
-        Parameters of the call: ``ContentMD5``, ``Checksum...``, ``ChecksumAlgorithm``.
-    number
-        Part number.
-    algorithm
-        A checksum to compute even when the client sent another or none.
-
-    Raises
-    ------
-    ApiError
-        ``BadDigest``, ``InvalidDigest``, ``InvalidRequest``, ``EntityTooLarge``.
+    `params` are those of the call: ``ContentMD5``, ``Checksum...``, ``ChecksumAlgorithm``. `algorithm` is
+    computed even when the client sent another checksum or none. Errors: ``BadDigest``, ``InvalidDigest``,
+    ``InvalidRequest``, ``EntityTooLarge``.
     """
     expected = {name: params[member] for name, member in CHECKSUM_MEMBERS.items() if member in params}
     if len(expected) > 1:
@@ -289,12 +279,8 @@ _NOT_IN_TAGS = re.compile(r"[^\w .:/=+@-]")
 def parse_tags(text: str) -> dict[str, str]:
     """Return the tags of an ``x-amz-tagging`` header, which has the form of a query.
 
-    A key without a value is a tag with an empty value.
-
-    Raises
-    ------
-    ApiError
-        ``InvalidArgument`` for another form, ``InvalidTag``, ``BadRequest`` beyond ten tags.
+    A key without a value is a tag with an empty value. Errors: ``InvalidArgument`` for another form,
+    ``InvalidTag``, ``BadRequest`` beyond ten tags.
     """
     pairs = [pair.partition("=") for pair in text.split("&") if pair]
     tags = [{"Key": unquote_plus(key), "Value": unquote_plus(value)} for key, _, value in pairs]

@@ -55,10 +55,7 @@ class FormUpload:
     def check_policy(self, authorization: Authorization, clock: Clock) -> None:
         """Check the fields by the signed policy, and prepare the check of the file's size.
 
-        Raises
-        ------
-        ApiError
-            ``AccessDenied``, ``InvalidPolicyDocument``.
+        Errors: ``AccessDenied``, ``InvalidPolicyDocument``.
         """
         try:
             policy = load_json(base64.b64decode(authorization.policy or "", validate=True))
@@ -175,11 +172,8 @@ def _invalid_policy(text: str) -> ApiError:
 def read_form_upload(request: Request, path: str) -> FormUpload:
     """Read the fields of a form, until its file begins.
 
-    Raises
-    ------
-    ApiError
-        ``PreconditionFailed`` for another content type, ``MalformedPOSTRequest``, ``InvalidArgument`` without
-        a file, ``MaxPostPreDataLengthExceeded``.
+    Errors: ``PreconditionFailed`` for another content type, ``MalformedPOSTRequest``, ``InvalidArgument``
+    without a file, ``MaxPostPreDataLengthExceeded``.
     """
     kind = re.fullmatch(
         r'multipart/form-data;.*boundary="?([^";]+)"?.*', request.headers.get("content-type", "")

@@ -487,11 +487,8 @@ COPY_RANGE = re.compile(r"bytes=(\d+)-(\d+)")
 def _find_copy_source(context: Context, params: Params) -> tuple[Bucket, StoredObject]:
     """Return the object of ``x-amz-copy-source``, after the check of its conditions.
 
-    Raises
-    ------
-    ApiError
-        ``InvalidArgument``, ``NoSuchBucket``, ``NoSuchKey``, ``NoSuchVersion``, ``PreconditionFailed``,
-        ``AccessDenied`` for an unexpected owner.
+    Errors: ``InvalidArgument``, ``NoSuchBucket``, ``NoSuchKey``, ``NoSuchVersion``, ``PreconditionFailed``,
+    ``AccessDenied`` for an unexpected owner.
     """
     text, _, version_id = params["CopySource"].partition("?versionId=")
     name, _, key = unquote(text).lstrip("/").partition("/")

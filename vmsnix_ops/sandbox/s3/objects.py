@@ -224,12 +224,8 @@ def is_not_modified(
     """Check the conditions of a read in the order of RFC 9110, and return whether the answer is 304.
 
     Times are compared in whole seconds, as HTTP dates have them. A time in the future is ignored: no client
-    can have read the object then.
-
-    Parameters
-    ----------
-    names, header
-        Prefixes of the parameters and of the headers, such as ``CopySource`` and ``x-amz-copy-source-``.
+    can have read the object then. `names` and `header` are prefixes of the parameters and the headers, such
+    as ``CopySource`` and ``x-amz-copy-source-``.
     """
     match, none_match, unmodified, modified = (
         params.get(f"{names}{name}")
@@ -464,20 +460,10 @@ def list_page(
     marker: str,
     limit: int,
 ) -> ListPage[Item]:
-    """Return one page of items.
+    """Return one page of items; they have the prefix, come after the marker, and are sorted by their key.
 
-    Parameters
-    ----------
-    items
-        The items with the prefix after the marker, sorted by key.
-    key
-        Returns the key of an item.
-    delimiter
-        Items whose keys are equal up to the delimiter after the prefix become one common prefix.
-    marker
-        The last key or common prefix of the previous page.
-    limit
-        Maximum number of items and common prefixes.
+    Items whose keys are equal up to the delimiter after the prefix become one common prefix. The marker is
+    the last key or common prefix of the previous page. The limit counts items and common prefixes.
     """
     page: ListPage[Item] = ListPage()
     for item in items:

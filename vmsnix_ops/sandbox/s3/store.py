@@ -103,19 +103,8 @@ def find_object(
 ) -> StoredObject:
     """Return the current version of an object, or another one by its ID.
 
-    Parameters
-    ----------
-    method
-        HTTP method of the call, for the error about a delete marker.
-    tags
-        Whether the call is about tags, which answers another error when the newest version is a delete
-        marker.
-
-    Raises
-    ------
-    ApiError
-        ``NoSuchKey``, ``NoSuchVersion``, ``InvalidArgument`` for an invalid ID, ``MethodNotAllowed`` for a
-        delete marker.
+    `method` and `tags`: a call with this HTTP method, or about tags, has its own error about a delete marker.
+    Errors: ``NoSuchKey``, ``NoSuchVersion``, ``InvalidArgument`` for an invalid ID, ``MethodNotAllowed``.
     """
     if version_id is not None:
         _check_version_id(version_id)
@@ -371,13 +360,10 @@ def _is_due(context: Context, since: datetime, days: int) -> bool:
 
 
 def requested_bucket(context: Context, params: Params) -> Bucket:
-    """Return the bucket of a call.
+    """Return the bucket of a call. The permissions of the caller were checked before.
 
-    Raises
-    ------
-    ApiError
-        ``NoSuchBucket``, ``PermanentRedirect`` to its region, ``AccessDenied`` for an unexpected owner or a
-        requester who does not pay. The permissions of the caller were checked before.
+    Errors: ``NoSuchBucket``, ``PermanentRedirect`` to its region, ``AccessDenied`` for an unexpected owner or
+    a requester who does not pay.
     """
     name = params["Bucket"]
     bucket = existing_bucket(context, name)

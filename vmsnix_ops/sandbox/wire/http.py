@@ -50,18 +50,10 @@ class TooSlowError(TimeoutError):
 
 
 class HttpBody(io.RawIOBase):
-    """The body of an HTTP message, with Content-Length or in chunks.
+    """The body of an HTTP message, with Content-Length (`length` bytes) or in chunks.
 
-    Parameters
-    ----------
-    source
-        The connection, after the headers.
-    length
-        Content-Length in bytes; ignored when `chunked`.
-    chunked
-        Whether Transfer-Encoding is chunked.
-    before_read
-        Called before the first byte is read, to answer ``Expect: 100-continue``.
+    `source` is the connection, after the headers. `before_read` is called before the first byte is read, to
+    answer ``Expect: 100-continue``.
     """
 
     def __init__(
@@ -258,15 +250,8 @@ class Body:
     def chunks(self, *, hashed: bool = True) -> Iterator[memoryview]:
         """Yield the payload in pieces. Each piece is valid until the next one is read.
 
-        Parameters
-        ----------
-        hashed
-            Whether to check the signed hash. With False, the caller checks it.
-
-        Raises
-        ------
-        ApiError
-            ``XAmzContentSHA256Mismatch``, ``IncompleteBody``.
+        Errors: ``IncompleteBody``, and ``XAmzContentSHA256Mismatch`` unless the caller checks the signed hash
+        itself (`hashed` is false).
         """
         if self._content is not None:
             yield memoryview(self._content)
@@ -297,10 +282,7 @@ class Body:
     def read(self, limit: int = MAX_MEMORY) -> bytes:
         """Return the whole payload. It can be read again.
 
-        Raises
-        ------
-        ApiError
-            ``MaxMessageLengthExceeded`` beyond `limit` bytes.
+        More than `limit` bytes are ``MaxMessageLengthExceeded``.
         """
         if self._content is None:
             pieces, total = [], 0
@@ -389,12 +371,7 @@ class BadRequestError(Exception):
 def limit_time(connection: socket.socket, option: int, seconds: float) -> None:
     """Limit the time of a receive or send in the kernel: with Python's limit, each costs a system call more.
 
-    Parameters
-    ----------
-    option
-        ``SO_RCVTIMEO`` or ``SO_SNDTIMEO``.
-    seconds
-        0: no limit.
+    `option` is ``SO_RCVTIMEO`` or ``SO_SNDTIMEO``; 0 seconds: no limit.
     """
     limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
     connection.setsockopt(socket.SOL_SOCKET, option, limit)
@@ -408,14 +385,9 @@ class TimedSocketReader(io.RawIOBase):
         self.set_timeout(0.0)
 
     def set_timeout(self, seconds: float, *, per_byte: float = 0.0) -> None:
-        """Set the time that the client has from now on.
+        """Set the time that the client has from now on: in total, and the longest time without a byte.
 
-        Parameters
-        ----------
-        seconds
-            Total time, and the longest time without a byte. 0: no limit.
-        per_byte
-            Additional seconds for each received byte.
+        0: no limit. Each received byte adds `per_byte` seconds.
         """
         self._started, self._seconds, self._per_byte, self._received = monotonic(), seconds, per_byte, 0
         limit_time(self._connection, socket.SO_RCVTIMEO, seconds)
@@ -487,16 +459,9 @@ class FileRange:
 class Response:
     """One HTTP answer.
 
-    Parameters
-    ----------
-    status
-        HTTP status.
-    headers
-        Names and values; Content-Length, Connection and, unless given, Date are added.
-    body
-        Bytes, or ranges of files, which the kernel sends without copying them into this process.
-    length
-        Content-Length of an answer to HEAD, which has no body.
+    Content-Length, Connection and, unless given, Date are added to the headers. The body is bytes, or ranges
+    of files, which the kernel sends without copying them into this process. `length` is the Content-Length of
+    an answer to HEAD, which has no body.
     """
 
     status: int
@@ -512,14 +477,8 @@ def read_request(
 ) -> Request | None:
     """Read the head of the next request; None when the client closed the connection.
 
-    Parameters
-    ----------
-    source
-        The connection.
-    announce
-        Sends ``100 Continue``.
-    begin_body
-        Called before the body is read, to start its time: a fault rule may have delayed the request.
+    `announce` sends ``100 Continue``. `begin_body` is called before the body is read, to start its time: a
+    fault rule may have delayed the request.
     """
     line = source.readline(MAX_LINE)
     if line in {b"\r\n", b"\n"}:  # RFC 9112: tolerate an empty line before the request line

@@ -290,11 +290,8 @@ JSON_NUMBERS = {"integer": int, "long": int, "float": float, "double": float}
 def read_json(shape: Shape | None, body: bytes, protocol: str) -> dict[str, Any]:
     """Return the parameters in a JSON body.
 
-    Raises
-    ------
-    ApiError
-        ``SerializationException`` when it is not a JSON object, ``ValidationException`` for unknown or
-        missing members.
+    ``SerializationException`` when it is not a JSON object, ``ValidationException`` for unknown or missing
+    members.
     """
     try:
         value = load_json(body) if body else {}
@@ -488,13 +485,7 @@ def malformed_xml() -> ApiError:
 
 
 def read_xml(shape: Shape, body: bytes) -> Any:
-    """Return the value in an XML body.
-
-    Raises
-    ------
-    ApiError
-        ``MalformedXML``.
-    """
+    """Return the value in an XML body; ``MalformedXML`` if there is none."""
     try:
         document = body.decode("utf-8")  # so that a declared encoding has no effect
         # Without these limits, entities or elements could use up all memory.
@@ -607,14 +598,9 @@ def _identify_form(request: Request, service: Service) -> RequestTarget:
 
 
 def parse_params(request: Request, target: RequestTarget) -> dict[str, Any]:
-    """Return the parameters of a request by the names of the model.
+    """Return the parameters of a request by the names of the model; refuse parts that are none.
 
     The value of a streaming member is the body of the request, which the operation reads.
-
-    Raises
-    ------
-    ApiError
-        A part of the request is not a parameter, or has another type.
     """
     shape = target.model.input_shape
     protocol = target.service.protocol

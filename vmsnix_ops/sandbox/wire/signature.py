@@ -104,10 +104,7 @@ class Authorization:
 def read_authorization(request: Request) -> Authorization | None:
     """Return the credential and the signature of a request; None when it is unsigned.
 
-    Raises
-    ------
-    MalformedAuthorizationError
-        They are not complete, or not those of a version that is accepted here.
+    A `MalformedAuthorizationError` if they are not complete, or not those of a version that is accepted here.
     """
     if request.query.keys() & set(QUERY_FIELDS):
         return _from_query(request.query)
@@ -222,10 +219,7 @@ def _from_version_2_header(credential: str, headers: Mapping[str, str]) -> Autho
 def authorization_of_form(fields: Mapping[str, str]) -> Authorization | None:
     """Return the credential and the signature in a form; None when it has neither.
 
-    Parameters
-    ----------
-    fields
-        The fields of the form by lower-case name.
+    `fields` has the fields of the form by lower-case name.
     """
     version_4 = ("X-Amz-Algorithm", "X-Amz-Credential", "X-Amz-Date", "X-Amz-Signature", "policy")
     version_2 = ("AWSAccessKeyId", "Signature", "policy")
