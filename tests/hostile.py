@@ -26,6 +26,7 @@ HOSTILE = (
     "\u2066a\u2069\u200f\u061c",
     "a\u200bb\ufeffc\u2028d\u2029e\x85f",
     "\ud800",
+    "a\u3164b\u115f\u1160\uffa0c\u034f\u180bd\ufe00e\U000e0100",
     "[click](https://evil.example)",
     "![picture](https://evil.example/x.png)",
     "<img src=x onerror=alert(1)>",
@@ -62,11 +63,17 @@ HOSTILE = (
 
 COMMAND = re.compile(r"^\s*::|##\w*\[")
 HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+IGNORED = "\u034f\u115f\u1160\u180b\u3164\ufe00\uffa0\U000e0100"
+"""Some characters that have no width although they are letters and marks: Default_Ignorable_Code_Point."""
 
 
 def hidden(shown: str) -> list[str]:
     """Return the invisible characters of a text, except line ends and tabs."""
-    return [repr(one) for one in shown if one not in "\n\t" and unicodedata.category(one) in HIDDEN]
+    return [
+        repr(one)
+        for one in shown
+        if one not in "\n\t" and (unicodedata.category(one) in HIDDEN or one in IGNORED)
+    ]
 
 
 def assert_safe_lines(shown: str, *, commands: bool = True, folds: bool = False) -> None:

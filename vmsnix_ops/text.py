@@ -54,7 +54,7 @@ _COMMAND = re.compile(r"^(\s*)(?=::)|(?<=##)(?=\w*\[)", re.MULTILINE)
 def line(value: object) -> str:
     """Return a value as one line for a terminal, a CI log or a log file."""
     text = str(value)
-    if not text.isprintable():
+    if not _is_visible(text):
         text = "".join(map(_visible, text))
     return _no_command(text)
 
@@ -65,7 +65,7 @@ def lines(value: object, *, indent: str = "") -> str:
     A carriage return also ends a line. The second and each later line begins with `indent`.
     """
     text = str(value)
-    if text.isprintable():
+    if _is_visible(text):
         return _no_command(text)
     parts = re.split(r"\r\n|\r|\n", text)
     return f"\n{indent}".join(_no_command("".join(map(_visible_in_lines, part))) for part in parts)
@@ -172,10 +172,10 @@ def github_value(name: str, value: object) -> str:
 
 def visible(text: str) -> str:
     """Return text with visible escapes for hidden characters; line ends and tabs are kept."""
-    if text.isprintable():
+    if _is_visible(text):
         return text
     return "\n".join(
-        part if part.isprintable() else "".join(map(_visible_in_lines, part))
+        part if _is_visible(part) else "".join(map(_visible_in_lines, part))
         for part in re.split(r"\r\n|\r|\n", text)
     )
 
@@ -279,8 +279,19 @@ def plot_label(value: object) -> str:
     return line(value).replace("$", r"\$")
 
 
+# Unicode ignores these in a display, but Python counts them as printable: fillers, and variation selectors
+# except U+FE0E and U+FE0F, which choose between text and picture of the sign before.
+_IGNORED = re.compile(
+    r"[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u3164\ufe00-\ufe0d\uffa0\U000e0100-\U000e01ef]"
+)
+
+
+def _is_visible(text: str) -> bool:
+    return text.isprintable() and (text.isascii() or not _IGNORED.search(text))
+
+
 def _visible(letter: str) -> str:
-    if letter.isprintable():
+    if _is_visible(letter):
         return letter
     if letter.isspace() and letter >= "\xa0" and letter not in "\u2028\u2029":
         return " "  # a typographic space, which names can contain
@@ -319,7 +330,7 @@ def _cell(value: Any) -> Any:
         return value if value is None or isinstance(value, int | float | complex) else _no_text(value)
     if not _RISKY.search(value):
         return value
-    text = "".join(map(_visible, value)) if not value.isprintable() else value
+    text = value if _is_visible(value) else "".join(map(_visible, value))
     begins = value[:1] in ("\t", "\r", "\n")
     text = _FORMULA.sub(r"\1'", text)
     return f"'{text}" if begins and not text.startswith("'") else text
@@ -336,6 +347,6 @@ def _no_text(value: Any) -> Any:
 
 
 def _visible_in_json(letter: str) -> str:
-    if letter.isprintable() or letter == "\n":
+    if letter == "\n" or _is_visible(letter):
         return letter
     return _json.dumps(letter)[1:-1] if letter != "\x7f" else "\\u007f"
