@@ -107,6 +107,7 @@ def test_an_ami_with_a_snapshot_of_another_account_is_retired_and_deleted(fleet:
         OperationType="add",
         UserIds=[fleet.aws.account],
     )
+    fleet.fail("ec2:DescribeSnapshotAttribute", "AuthFailure", where={"SnapshotId": foreign})
     ami = fleet.ami(snapshots=(fleet.snapshot(tags={tagging.DIGEST: "x"}), foreign), days=60)
     (one,) = fleet.apply().outcomes
     assert (one.outcome, one.problem) == ("changed", "")

@@ -6,6 +6,7 @@ import dataclasses
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -233,6 +234,12 @@ def test_a_fingerprint_changes_with_each_fact() -> None:
 def test_a_public_ami_is_shared_with_everybody() -> None:
     one = only(region_state([make("ami-1", 90, public=True)]))
     assert one.reasons == ("shared with everybody, who may use it",)
+
+
+@pytest.mark.parametrize("state", ["pending", "invalid", "transient", "error"])
+def test_an_ami_whose_state_can_change_is_kept(state: str) -> None:
+    one = only(region_state([make("ami-1", 90, state=state)]))
+    assert (one.action, one.reasons) == ("keep", (f"it is {state}",))
 
 
 def test_an_ami_shared_with_more_accounts_than_tags_can_record_is_kept() -> None:

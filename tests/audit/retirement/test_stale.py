@@ -10,10 +10,11 @@ from tests.audit.retirement.fleet import OTHER, OTHER_ACCOUNT, REGION, Fleet
 from tests.support import finish
 from vmsnix_ops import errors
 from vmsnix_ops.audit.retirement import _plan
+from vmsnix_ops.aws import retiring
 from vmsnix_ops.aws import tags as tagging
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from vmsnix_ops.audit import retirement
 
@@ -59,16 +60,14 @@ def test_an_outdated_plan_is_refused_with_what_changed(fleet: Fleet, how: str, m
 
 
 def test_an_ami_that_changes_during_the_run_is_skipped(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vmsnix_ops.aws import retiring
-
     first, second = fleet.ami(days=90), fleet.ami(days=80)
     plan, retire = fleet.plan(), retiring.retire
 
-    def meanwhile(*args: Any, **more: Any) -> Any:
+    def launch_and_retire(*args: Any, **more: Any) -> Any:
         fleet.ec2.run_instances(ImageId=second, InstanceType="t3.micro", MinCount=1, MaxCount=1)
         return retire(*args, **more)
 
-    monkeypatch.setattr(retiring, "retire", meanwhile)
+    monkeypatch.setattr(retiring, "retire", launch_and_retire)
     result = plan.apply()
     assert [one.outcome for one in result.outcomes] == ["changed", "skipped"]
     assert fleet.amis() == {first: "disabled", second: "available"}
@@ -170,6 +169,91 @@ def after_the_check(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], Non
         return found
 
     monkeypatch.setattr(_plan, "_check_current", check_then_change)
+
+
+def meanwhile(
+    monkeypatch: pytest.MonkeyPatch, name: str, change: Callable[[], None], *, first: bool = False
+) -> None:
+    """Change something right after (or with `first`, before) a call of a function of `retiring`."""
+    called = getattr(retiring, name)
+
+    def call_and_change(*given: Any, **more: Any) -> Any:
+        if first:
+            change()
+        found = called(*given, **more)
+        if not first:
+            change()
+        return found
+
+    monkeypatch.setattr(retiring, name, call_and_change)
+
+
+def has_retirement_tags(tags: Iterable[str]) -> bool:
+    return any(retiring.is_retirement_tag(key) for key in tags)
+
+
+def test_an_ami_that_is_used_after_it_was_tagged_is_not_retired(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ami, plan = fleet.ami(), fleet.plan()
+    meanwhile(monkeypatch, "write_retirement_tags", lambda: use(fleet, ami, "launch template"))
+    (one,) = plan.apply().outcomes
+    assert (one.outcome, fleet.amis()) == ("skipped", {ami: "available"})
+    assert "launch-template lt-" in one.detail
+    assert not has_retirement_tags(fleet.tags(ami))
+
+
+def test_an_ami_that_a_channel_gets_before_it_is_disabled_is_enabled_again(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ami = fleet.ami()
+    fleet.share(ami, OTHER_ACCOUNT)
+    plan = fleet.plan(allow_shared=True)
+    meanwhile(monkeypatch, "retire", lambda: fleet.set_parameter("/vmsnix/web/stable", ami), first=True)
+    (one,) = plan.apply().outcomes
+    assert (one.outcome, fleet.amis()) == ("skipped", {ami: "available"})
+    assert "in use: " in one.detail
+    assert "/vmsnix/web/stable" in one.detail
+    assert fleet.permissions(ami) == [{"UserId": OTHER_ACCOUNT}]
+    assert not has_retirement_tags(fleet.tags(ami))
+
+
+def test_an_ami_that_is_used_after_its_deletion_was_claimed_is_kept(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ami = fleet.ami()
+    fleet.apply()
+    plan = fleet.plan(now=fleet.later())
+    meanwhile(monkeypatch, "claim", lambda: use(fleet, ami, "launch template"))
+    (one,) = plan.apply().outcomes
+    assert (one.outcome, fleet.amis()) == ("skipped", {ami: "disabled"})
+    assert "launch-template lt-" in one.detail
+    assert tagging.DELETING not in fleet.tags(ami)
+
+
+def test_an_orphan_that_is_used_after_its_deletion_was_claimed_is_kept(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orphan = fleet.snapshot(tags={tagging.DIGEST: "d"})
+    fleet.apply()
+    plan = fleet.plan(now=fleet.later())
+    meanwhile(monkeypatch, "claim", lambda: use(fleet, orphan, "launch template"))
+    (one,) = plan.apply().outcomes
+    assert (one.outcome, fleet.snapshots()) == ("skipped", {orphan})
+    assert "launch-template lt-" in one.detail
+    assert tagging.DELETING not in fleet.row("snapshots", orphan).tags
+
+
+@pytest.mark.parametrize(
+    ("key", "other"),
+    [(tagging.DELETING, tagging.RESTORING), (tagging.RESTORING, tagging.DELETING)],
+)
+def test_a_claim_that_meets_another_run_s_is_released(fleet: Fleet, key: str, other: str) -> None:
+    ami = fleet.ami()
+    retiring.add_tags(fleet.ec2, [ami], {other: "run-1"})
+    assert retiring.claim(fleet.ec2, ami, key, "run-2") == "run-1"
+    assert key not in fleet.tags(ami)
+    assert fleet.tags(ami)[other] == "run-1"
 
 
 def test_an_ami_whose_usage_cannot_be_read_again_is_kept(
