@@ -41,26 +41,6 @@ _COMMON = {
 }
 """The arguments that are common to all tables, with their types."""
 
-__all__ = [
-    "Timings",
-    "amis",
-    "findings",
-    "inventory",
-    "packages",
-    "promotions",
-    "proofs",
-    "read",
-    "retirements",
-    "runs",
-    "steps",
-    "timings",
-    "unpack",
-]
-
-
-def __dir__() -> list[str]:
-    return __all__
-
 
 def _reader(function: Callable[..., pd.DataFrame]) -> Callable[..., pd.DataFrame]:
     """Give a function the name and the arguments of its table as its signature, and explain wrong calls."""
