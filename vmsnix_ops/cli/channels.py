@@ -28,12 +28,10 @@ def channels(image: str, regions: tuple[str, ...], sandbox: bool, html: Path | N
     A region that cannot be read is listed as unknown with the reason, and the exit code is 3.
     """
     from vmsnix_ops import channels as public
-    from vmsnix_ops import files
     from vmsnix_ops.aws.session import session_of
     from vmsnix_ops.channels import overview
-    from vmsnix_ops.cli.output import show_json_text
+    from vmsnix_ops.cli.output import show_rows, write_file
     from vmsnix_ops.cli.sandbox import run_sandbox
-    from vmsnix_ops.errors import UsageError
     from vmsnix_ops.records.tables import Tables
     from vmsnix_ops.settings import load
     from vmsnix_ops.text import echo
@@ -49,13 +47,9 @@ def channels(image: str, regions: tuple[str, ...], sandbox: bool, html: Path | N
             session=session_of(environment) if served else None,
         )
     if html is not None:
-        try:
-            files.write(html, public.page(frame))
-        except OSError as error:
-            raise UsageError(f"Could not write {html}.", why=f"{error.strerror}.") from error
+        write_file(html, public.page(frame))
     if as_json:
-        rows = frame.to_json(orient="records", date_format="iso", date_unit="ms", indent=2)
-        show_json_text(rows)
+        show_rows(frame)
     elif html is None:
         echo(public.show(frame))
     if (incomplete := overview.error_of(frame)) is not None:

@@ -142,17 +142,14 @@ def withdraw(finding_ids: tuple[str, ...], reason: str, sandbox: bool) -> None:
 @sandbox_option
 def export(run_id: str, kind: str, output: Path | None, sandbox: bool) -> None:
     """Export all findings of an audit with their acknowledgements as CSV, JSON or SARIF."""
-    from vmsnix_ops import audit, files
-    from vmsnix_ops.errors import UsageError
+    from vmsnix_ops import audit
+    from vmsnix_ops.cli.output import write_file
 
     text = audit.export(audit.read_findings(run_id, tables=open_tables(sandbox=sandbox)), kind)  # type: ignore[arg-type]
     if output is None:
         echo(text.removesuffix("\n"))
-        return
-    try:
-        files.write(output, text)
-    except OSError as error:
-        raise UsageError(f"Could not write {output}.", why=f"{error.strerror}.") from error
+    else:
+        write_file(output, text)
 
 
 def open_tables(*, sandbox: bool) -> Tables:

@@ -55,7 +55,7 @@ HELP = {
     "runbook": "runs of this runbook",
     "severity": f"this severity: {', '.join(SEVERITIES)}",
     "state": "resources in this state, such as available",
-    "status": "rows with this status: done, failed, partial, ...; of steps: created, reused, failed, ...",
+    "status": "rows with this status, such as done or failed; of steps: created, reused, failed",
     "step": "this step",
     "system": "packages for this system, such as x86_64-linux",
     "verdict": "this verdict: proven, 'matches its tag', differs, 'not provable'",
@@ -75,8 +75,8 @@ TIMES = {
 def history() -> None:
     """Query the tables of runs, steps, AMIs, promotions, audits, packages, proofs and retirements.
 
-    The tables contain one row for each, of everyone who shares the history. Every filter can be repeated. To
-    open or repeat a run, use `vmsnix runs`, which lists the archive.
+    The tables contain one row for each of these, from everyone who shares the history. Every filter can be
+    repeated. To open or repeat a run, use `vmsnix runs`, which lists the archive.
     """
 
 
@@ -124,14 +124,13 @@ def _reader(table: str) -> Callable[..., None]:
             raise click.UsageError("Use either --json or --csv, not both.")
         if sandbox and endpoint:
             raise click.UsageError("Use either --sandbox or --endpoint, not both.")
-        from vmsnix_ops.cli.output import show_json_text
+        from vmsnix_ops.cli.output import show_rows
 
         wanted = {name: value for name, value in given.items() if value not in (None, ())}
         endpoint = "sandbox" if sandbox else endpoint
         frame = _read(table, **wanted, last=last, endpoint=endpoint)
         if as_json:
-            rows = frame.to_json(orient="records", date_format="iso", date_unit="ms", indent=2)
-            show_json_text(rows)
+            show_rows(frame)
         elif as_csv:
             write_csv(frame, sys.stdout, date_format="%Y-%m-%dT%H:%M:%S.%fZ")
         elif frame.empty:

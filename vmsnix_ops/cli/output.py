@@ -8,12 +8,16 @@ import sys
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
+from vmsnix_ops import files
+from vmsnix_ops.errors import UsageError
 from vmsnix_ops.progress import human_seconds
 from vmsnix_ops.text import CommandFree, echo, json, json_text, line, lines
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
+    from pathlib import Path
 
+    import pandas as pd
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -116,6 +120,19 @@ def show_json(value: object) -> None:
 def show_json_text(text: str) -> None:
     """Write a text that is JSON to standard output."""
     echo(json_text(text))
+
+
+def show_rows(frame: pd.DataFrame) -> None:
+    """Write the rows of a frame to standard output as JSON."""
+    show_json_text(frame.to_json(orient="records", date_format="iso", date_unit="ms", indent=2))
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a text into the file of an option."""
+    try:
+        files.write(path, text)
+    except OSError as error:
+        raise UsageError(f"Could not write {path}.", why=f"{error.strerror}.") from error
 
 
 def show_end(outcome: RunOutcome, *, as_json: Mapping[str, Any] | None = None, following: str = "") -> int:

@@ -53,7 +53,7 @@ NOTHING_GIVEN = (None, None, None, None)
 @click.option(
     "--limits",
     type=click.Choice(["aws"]),
-    help="Limit requests as AWS does, and let copies take as long, in sandbox time. Default: no limits.",
+    help="Limit requests and slow down copies as AWS does, in sandbox time. Default: no limits.",
 )
 @click.option(
     "--seed",
