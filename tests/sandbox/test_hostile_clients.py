@@ -11,13 +11,15 @@ import socket
 import time
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import pytest
+from botocore.config import Config
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support import wait_until
-from vmsnix_ops.sandbox import server
+from vmsnix_ops.sandbox import core, server
 from vmsnix_ops.sandbox.server import Timeouts
 
 if TYPE_CHECKING:
@@ -374,6 +376,64 @@ def test_a_fault_rule_that_cannot_apply_is_refused(aws: SandboxClients, rule: di
         connection.request("POST", "/_vmsnix/faults", json.dumps({"op": "*", "do": "delay", **rule}))
         assert connection.getresponse().status == 400
     assert aws.sandbox.faults.rules == []
+
+
+# Times at the end of the calendar
+
+LAST = "Fri, 31 Dec 9999 23:59:59 -2359"  # in UTC, in the year 10000
+
+
+def test_a_signature_with_a_date_beyond_the_calendar_is_refused(aws: SandboxClients) -> None:
+    key = aws.sandbox.access_key
+    version_2 = head(aws, f"Authorization: AWS {key}:x", f"Date: {LAST}", first="GET / HTTP/1.1")
+    assert send(aws, version_2)[0] == 403
+    query = f"X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential={key}/20261130/us-east-1/s3/aws4_request"
+    query += "&X-Amz-Date=99991231T235959Z&X-Amz-Expires=604800&X-Amz-SignedHeaders=host&X-Amz-Signature=x"
+    assert send(aws, head(aws, first=f"GET /?{query} HTTP/1.1"))[0] == 403
+
+
+@pytest.mark.parametrize("moment", ["9999-12-31T23:59:59-23:59", "0001-01-01T00:00:00+23:59"])
+def test_a_time_beyond_the_calendar_is_refused(aws: SandboxClients, moment: str) -> None:
+    form = f"Action=EnableImageDeprecation&Version=2016-11-15&ImageId=ami-1&DeprecateAt={quote(moment)}"
+    status, answer = aws.send("POST", "/", form.encode(), service="ec2", headers=FORM)
+    assert (status, b"<Response><Errors>" in answer) == (400, True), answer
+
+
+def test_a_header_with_a_time_beyond_the_calendar_is_refused(aws: SandboxClients) -> None:
+    aws.s3.put_object(Bucket=aws.bucket(), Key="k")
+    assert aws.send("GET", "/images/k", headers={"If-Modified-Since": LAST})[0] in {200, 304, 400}
+
+
+def test_a_rule_that_expires_objects_after_the_end_of_the_calendar_is_kept(aws: SandboxClients) -> None:
+    rule = {"ID": "never", "Status": "Enabled", "Filter": {}, "Expiration": {"Days": 2**31 - 1}}
+    aws.s3.put_bucket_lifecycle_configuration(Bucket=aws.bucket(), LifecycleConfiguration={"Rules": [rule]})
+    aws.s3.put_object(Bucket="images", Key="k")
+    aws.pass_time(86400)
+    assert aws.s3.head_object(Bucket="images", Key="k")["ContentLength"] == 0
+
+
+def test_a_clock_that_was_advanced_beyond_the_calendar_still_works(aws: SandboxClients) -> None:
+    signer = aws.other_client("s3", config=Config(signature_version="s3v4"))
+    query = signer.generate_presigned_url("list_buckets").partition("?")[2]
+    for _ in range(90):  # a hundred years each
+        aws.pass_time(core.MAX_SECONDS)
+    assert send(aws, head(aws, first=f"GET /?{query} HTTP/1.1"))[0] == 403
+
+
+@pytest.mark.parametrize("text", ["0001-01-01T00:00:00", "9999-12-31T23:59:59-23:59", "9" * 400])
+def test_a_date_in_a_policy_beyond_the_calendar_is_compared(aws: SandboxClients, text: str) -> None:
+    statement = {
+        "Effect": "Allow",
+        "Principal": {"AWS": aws.sandbox.account},
+        "Action": "s3:GetObject",
+        "Resource": "arn:aws:s3:::images/*",
+        "Condition": {"DateLessThan": {"aws:CurrentTime": text}},
+    }
+    aws.bucket()
+    policy = {"Version": "2012-10-17", "Statement": [statement]}
+    status, _ = aws.send("PUT", "/images?policy=", json.dumps(policy).encode())
+    assert status in {204, 400}
+    assert aws.send("GET", "/images/k")[0] == 404
 
 
 # Slow and silent clients

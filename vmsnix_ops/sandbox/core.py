@@ -280,7 +280,7 @@ class Clock:
         since
             The time of the answer; earlier calls of `advance` do not count. None: all calls count.
         """
-        return self.now() + timedelta(seconds=self._advanced(since)) >= moment
+        return later(self.now(), seconds=self._advanced(since)) >= moment
 
     def _advanced(self, since: datetime | None) -> float:
         return sum(seconds for at, seconds in self._steps if since is None or at >= since)
@@ -288,6 +288,14 @@ class Clock:
 
 LISTED_REAL_SECONDS = 600.0
 MAX_SECONDS = 100 * 365 * 86400.0
+
+
+def later(moment: datetime, **duration: float) -> datetime:
+    """Return the time after a duration (keywords of `timedelta`); the last one of the calendar if it ends."""
+    try:
+        return moment + timedelta(**duration)
+    except OverflowError:
+        return datetime.max.replace(tzinfo=UTC)
 
 
 def _check_seconds(name: str, seconds: float) -> float:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import ApiError, Clock, SandboxTables
+from vmsnix_ops.sandbox.core import ApiError, Clock, SandboxTables, later
 from vmsnix_ops.sandbox.regions import region_exists
 from vmsnix_ops.sandbox.wire.http import SIGNATURE_TEXT
 from vmsnix_ops.sandbox.wire.signature import (
@@ -203,7 +203,7 @@ def _check_time(authorization: Authorization, service: Service, clock: Clock) ->
             raise _expired(Expires=_iso(stamp), ServerTime=_iso(now))
         return
     if authorization.presigned and authorization.expires is not None:
-        end = stamp + authorization.expires
+        end = later(stamp, seconds=authorization.expires.total_seconds())
         if clock.is_past(end, since=stamp):
             if service.protocol == "rest-xml":
                 seconds = str(int(authorization.expires.total_seconds()))

@@ -18,7 +18,7 @@ import operator
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -281,7 +281,10 @@ NEGATED = {
 
 
 def _timestamp(text: str) -> float:
-    return float(text) if text.replace(".", "", 1).isdecimal() else datetime.fromisoformat(text).timestamp()
+    if text.replace(".", "", 1).isdecimal():
+        return float(text)
+    moment = datetime.fromisoformat(text)
+    return (moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment).timestamp()
 
 
 def _arn_like(actual: str, wanted: str, keys: ConditionKeys | None) -> bool:

@@ -6,6 +6,9 @@ LocalStack's ``test_s3.snapshot.json``.
 
 from __future__ import annotations
 
+import base64
+import hmac
+import json
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from xml.etree import ElementTree as ET
@@ -219,3 +222,16 @@ def test_a_form_that_ends_too_soon_is_refused(aws: SandboxClients, body: bytes) 
         connection.request("POST", "/images", body, headers)
         assert connection.getresponse().status in {400, 403}
     assert stored_files(aws) == before
+
+
+@pytest.mark.parametrize("expiration", ["2999-01-01T00:00:00", "2999-01-01", 5, None])
+def test_a_policy_whose_expiration_is_no_time_in_utc_is_refused(
+    aws: SandboxClients, expiration: object
+) -> None:
+    policy = {"expiration": expiration, "conditions": [{"bucket": "images"}, {"key": "k"}]}
+    text = base64.b64encode(json.dumps(policy).encode()).decode()
+    signature = base64.b64encode(hmac.new(aws.sandbox.secret_key.encode(), text.encode(), "sha1").digest())
+    fields = {"key": "k", "AWSAccessKeyId": aws.sandbox.access_key, "policy": text}
+    given = {"url": f"{aws.sandbox.url}/{aws.bucket()}", "fields": fields | {"signature": signature.decode()}}
+    answer, body = post(aws, given)
+    assert answer.status in {400, 403}, body

@@ -63,6 +63,8 @@ class FormUpload:
             conditions = list(policy["conditions"])
         except (binascii.Error, ValueError, TypeError, KeyError):
             raise _invalid_policy("Invalid JSON.") from None
+        if expiration.tzinfo is None:
+            raise _invalid_policy(f"Invalid 'expiration' value: '{policy['expiration']}'")  # text from memory
         since = authorization.timestamp if authorization.version == 4 else clock.now()
         if clock.is_past(expiration, since=since):
             raise _violation("Policy expired.")

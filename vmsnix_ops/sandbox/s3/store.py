@@ -19,13 +19,13 @@ import base64
 import hashlib
 import re
 import secrets
-from datetime import datetime, time, timedelta
+from datetime import datetime, time
 from functools import wraps
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from vmsnix_ops.sandbox.core import ApiError, not_emulated, operation
+from vmsnix_ops.sandbox.core import ApiError, later, not_emulated, operation
 from vmsnix_ops.sandbox.s3.common import abort_upload, invalid_argument, precondition_failed, remove_parts
 from vmsnix_ops.sandbox.storage import Bucket, DeleteMarker, StoredObject, find_bucket
 from vmsnix_ops.sandbox.wire.models import format_time
@@ -274,9 +274,9 @@ def _covers(rule: Rule, key: str, version: Version | None = None) -> bool:
 
 def _after_days(moment: datetime, days: int) -> datetime:
     """Return the midnight UTC that follows a number of days after a moment."""
-    exact = moment + timedelta(days=days)
+    exact = later(moment, days=days)
     midnight = datetime.combine(exact.date(), time(), exact.tzinfo)
-    return midnight if midnight == exact else midnight + timedelta(days=1)
+    return midnight if midnight == exact else later(midnight, days=1)
 
 
 def _expiry(bucket: Bucket, version: Version) -> tuple[datetime, str] | None:

@@ -208,11 +208,11 @@ def _from_version_2_header(credential: str, headers: Mapping[str, str]) -> Autho
         raise MalformedAuthorizationError(text, "InvalidArgument")
     try:
         date = parsedate_to_datetime(headers.get("x-amz-date") or headers["date"])
-    except (KeyError, ValueError):
+        utc = date.replace(tzinfo=UTC) if date.tzinfo is None else date.astimezone(UTC)
+    except (KeyError, ValueError, OverflowError):
         raise MalformedAuthorizationError(
             "AWS authentication requires a valid Date or x-amz-date header", "AccessDenied", status=403
         ) from None
-    utc = date.replace(tzinfo=UTC) if date.tzinfo is None else date.astimezone(UTC)
     return Authorization(access_key, signature, utc, headers.get("x-amz-security-token"), version=2)
 
 
