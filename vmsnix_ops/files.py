@@ -70,6 +70,18 @@ def read(path: Path) -> bytes:
         os.close(descriptor)
 
 
+def describe(error: Exception) -> str:
+    """Return an error as text for people: of an OSError the reason and the file, without its number."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    return f"{error.strerror}: {error.filename}." if error.filename else f"{error.strerror}."
+
+
+def fix_of(error: OSError) -> str:
+    """Return what to do if a file cannot be written: ``Free disk space``."""
+    return "Free disk space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Correct its permissions"
+
+
 def read_toml(path: Path, noun: str, error: type[VmsnixError]) -> tuple[str, dict[str, Any]]:
     """Return the text of a TOML file in UTF-8 and its values; a byte order mark is skipped.
 

@@ -100,7 +100,7 @@ def current_run(
         raise RecordsError(
             f"Could not create the folder of the run: {folder}.",
             why=f"{error.strerror}.",
-            fix="Correct its permissions, or set VMSNIX_STATE to another folder.",
+            fix=f"{files.fix_of(error)}, or set VMSNIX_STATE to another folder.",
         ) from error
     entry = environment.get("VMSNIX_RUN_ENTRY", "") if managed else ""
     return RunContext(run_id, runbook, folder, managed, entry)

@@ -20,6 +20,7 @@ import pytest
 from tests.command_line import run_vmsnix
 from tests.runbooks.execution.test_signals import PROGRAM, ROOT, WAITS
 from tests.support import killed_after
+from vmsnix_ops.errors import ArchiveError
 from vmsnix_ops.redaction import Redactor
 from vmsnix_ops.runbooks.evidence import archive
 
@@ -96,9 +97,23 @@ def test_a_run_on_a_full_disk_continues_and_ends_partial(
     assert worked.read_text() == "second"
     assert outcome.exit_code == 3
     assert any(os.strerror(errno.ENOSPC) in problem for problem in outcome.problems)
+    assert not any("Errno" in problem for problem in outcome.problems)
     # The first entry is complete: the full disk has damaged nothing.
     entry = json.loads((shelf.archive / outcome.run_id / "result.json").read_text())
     assert entry["run_id"] == outcome.run_id
+
+
+def test_a_run_that_cannot_begin_on_a_full_disk_is_refused_and_leaves_no_folder(
+    shelf: Shelf, small_disk: Path
+) -> None:
+    shelf.archive = small_disk / "archive"
+    shelf.archive.mkdir()
+    with suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as filler:
+        while filler.write(bytes(4096)):  # ends: the disk is full
+            pass
+    with pytest.raises(ArchiveError, match=r"No space left.*Free disk space"):
+        shelf.run("print('never')")
+    assert list(shelf.archive.iterdir()) == []
 
 
 OBSTACLE = """

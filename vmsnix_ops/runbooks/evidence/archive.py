@@ -413,10 +413,13 @@ def open_folder(
         folder.mark_running()  # first: a run with an entry "running" and without a lock is lost
         folder.write_json(RESULT, started)
     except OSError as error:
+        folder.release()
+        if not isinstance(error, FileExistsError):  # a folder without an entry would be listed as lost
+            shutil.rmtree(local, ignore_errors=True)
         raise ArchiveError(
             f"Could not write to the archive: {archive}.",
             why=f"{error.strerror}: {error.filename or local}.",
-            fix="Correct its permissions, or use another with --archive or VMSNIX_ARCHIVE.",
+            fix=f"{files.fix_of(error)}, or use another with --archive or VMSNIX_ARCHIVE. Nothing was run.",
         ) from error
     if folder.remote:
         try:
@@ -477,7 +480,7 @@ def reopen_folder(
         raise ArchiveError(
             f"Could not write to the archive: {archive}.",
             why=f"{error.strerror}: {error.filename or local}.",
-            fix="Correct its permissions. Nothing was run.",
+            fix=f"{files.fix_of(error)}. Nothing was run.",
         ) from error
     if folder.remote:
         with archive_errors(f"Could not write to the archive: {archive}.", "Nothing was run."):

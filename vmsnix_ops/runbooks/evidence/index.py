@@ -58,7 +58,7 @@ def update(
     try:
         rebuild(archive, ended, again=again)
     except Exception as error:  # noqa: BLE001 - no error may hide the outcome of a run that has ended
-        return f"The list of runs was not updated; the next run will do that. {error}"
+        return f"The list of runs was not updated; the next run will do that. {files.describe(error)}"
     return ""
 
 

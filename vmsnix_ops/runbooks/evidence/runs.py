@@ -440,7 +440,7 @@ def _repair(path: Path, archive: Archive | None, tables: Tables) -> RepairedRun 
         try:
             _store_run(path, archive, values)
         except (ArchiveError, OSError) as error:
-            problems.append(str(error))
+            problems.append(files.describe(error))
     return RepairedRun(path.name, values["status"], tuple(problems))
 
 

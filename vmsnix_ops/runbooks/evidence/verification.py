@@ -108,7 +108,7 @@ def _journal(archive: Archive, run: ArchivedRun) -> tuple[bytes | None, str]:
             return _local(local), ""
         return archive.content(str(stored["place"])), ""
     except (ArchiveError, OSError) as error:
-        return None, str(error)
+        return None, files.describe(error)
 
 
 def _local(path: Path) -> bytes | None:

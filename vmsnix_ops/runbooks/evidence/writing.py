@@ -210,6 +210,8 @@ def _collecting(problems: list[str], what: str) -> Iterator[None]:
         yield
     except VmsnixError as error:
         problems.append(f"{what}: {error}")
+    except OSError as error:
+        problems.append(f"{what}: {files.describe(error)}")
     except Exception as error:  # noqa: BLE001 - no error may hide the outcome of a run that has ended
         problems.append(f"{what}: {type(error).__name__}: {error}.")
 
@@ -257,7 +259,7 @@ def store(folder: archive.RunFolder, values: dict[str, Any], names: list[str]) -
         try:
             stored = folder.store(name)
         except (ArchiveError, OSError) as error:
-            values["problems"].append(str(error))
+            values["problems"].append(files.describe(error))
             location = path
         else:
             if stored is None:

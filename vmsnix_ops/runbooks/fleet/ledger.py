@@ -90,7 +90,7 @@ class FolderLedger:
         return ArchiveError(
             f"The ledger cannot be {done}: {self.folder / name}.",
             why=f"{error.strerror}.",
-            fix="Correct its permissions, or use another location with --ledger.",
+            fix=f"{files.fix_of(error)}, or use another location with --ledger.",
         )
 
 
