@@ -92,6 +92,18 @@ def test_a_link_to_a_page_is_kept(target: str) -> None:
     assert text.link_target(target) == target
 
 
+def test_a_link_has_no_control_characters() -> None:
+    assert text.link_target("\x01../a\x1b\nb\x9f/report.html\x00") == "../ab/report.html"
+
+
+def test_a_property_of_a_command_ends_neither_property_nor_command() -> None:
+    shown = text.github_command("warning", "text", title="a::error::b,line=1", file="c:d")
+    name, properties, message = shown[2:].partition(" ")[0], *shown.partition(" ")[2].split("::", 1)
+    assert (name, message) == ("warning", "text")
+    decoded = [one.replace("%3A", ":").replace("%2C", ",") for one in properties.split(",")]
+    assert decoded == ["title=a::error::b,line=1", "file=c:d"]
+
+
 @pytest.mark.parametrize("function", [text.markdown, text.markdown_code])
 @pytest.mark.parametrize("word", HOSTILE)
 def test_markdown_renders_to_the_text_alone(function: object, word: str) -> None:

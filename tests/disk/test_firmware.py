@@ -245,6 +245,13 @@ def test_a_gpt_for_sectors_of_4096_bytes_is_refused(tmp_path):
         assert caught.value.offset == 4096
 
 
+def test_a_gpt_at_byte_512_counts_whatever_is_at_byte_4096():
+    disk = bytearray(gpt((BIOS, b"x"), (EFI, fat(X86)), code=CODE))
+    disk[4096:4104] = b"EFI PART"
+    with open_image(io.BytesIO(bytes(disk))) as image:
+        assert read_firmware(image).boot_mode("x86_64-linux") == "uefi-preferred"
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_a_damaged_table_or_file_system_is_no_error(data):

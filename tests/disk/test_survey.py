@@ -32,6 +32,7 @@ from vmsnix_ops.disk.survey import (
     part_bytes,
     still_identified,
     survey,
+    unchanged,
 )
 from vmsnix_ops.errors import ImageChangedError, ImageError, ImageFormatError
 
@@ -276,6 +277,13 @@ def test_a_later_hole_in_the_file_is_not_taken_as_zeros(tmp_path: Path) -> None:
         file.truncate(20 * MIB)
     with pytest.raises(ImageChangedError):
         read_identified(path, surveyed)
+
+
+def test_a_file_that_is_deleted_meanwhile_has_changed(tmp_path: Path) -> None:
+    path = write_raw(tmp_path / "disk", b"\xeb" * (2 * MIB))
+    surveyed = identify(path)
+    with pytest.raises(ImageChangedError), unchanged(path, surveyed):
+        path.unlink()
 
 
 def read_identified(path: Path, surveyed: Survey) -> None:
