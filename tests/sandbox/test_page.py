@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
+from botocore import xform_name
 
 from docs.sandbox_page import IMAGE_OPERATION, PAGE, page, refused_values
+from vmsnix_ops.sandbox import tagging
 from vmsnix_ops.sandbox.core import OPERATIONS, load_operations
 from vmsnix_ops.sandbox.limits import DEFAULTS
 from vmsnix_ops.sandbox.wire.models import service_model
@@ -55,6 +60,14 @@ def test_every_operation_on_images_and_snapshots_has_a_row() -> None:
     names = [name for name in service_model("ec2").model.operation_names if IMAGE_OPERATION.search(name)]
     assert {"ImportImage", "ImportSnapshot", "CancelConversionTask", "CreateStoreImageTask"} < set(names)
     assert [name for name in names if not row(name)] == []
+
+
+def test_every_operation_is_used_by_a_test_or_by_another_operation() -> None:
+    tests = [path for path in Path(__file__).parent.parent.rglob("*") if path.suffix in (".py", ".yml")]
+    texts = [path.read_text(encoding="utf-8") for path in (*tests, Path(tagging.__file__))]
+    words = set(re.findall(r"[A-Za-z][\w-]+", "\n".join(texts)))
+    spellings = {name: {name, xform_name(name), xform_name(name, "-")} for _, name in OPERATIONS}
+    assert [name for name, written in spellings.items() if not written & words] == []
 
 
 def test_refusals_in_shared_functions_are_found_too() -> None:

@@ -175,6 +175,8 @@ def test_policies_of_aws_are_listed_and_read(aws: SandboxClients) -> None:
     assert (policy["PolicyId"], policy["DefaultVersionId"]) == ("ANPAIZTJ4DXE7G6AGAE6M", "v3")
     version = aws.iam.get_policy_version(PolicyArn=reader, VersionId="v3")["PolicyVersion"]
     assert version["Document"]["Statement"][0]["Action"][0] == "s3:Get*"
+    aws.iam.detach_role_policy(RoleName="vmimport", PolicyArn=reader)
+    assert aws.iam.list_policies(OnlyAttached=True)["Policies"] == []
 
 
 def test_unknown_policies_of_aws_are_refused_as_not_emulated(aws: SandboxClients) -> None:
