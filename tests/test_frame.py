@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +63,15 @@ def shell_blocks(page: str) -> list[str]:
 
 
 # Locks
+
+
+def test_every_dependency_has_a_reason() -> None:
+    reasons = dict(re.findall(r'^  "([^"]+)", # (\w.+)$', text("pyproject.toml"), re.MULTILINE))
+    described = project()["project"]
+    extras = described["optional-dependencies"].values()
+    assert [one for one in [*described["dependencies"], *chain(*extras)] if one not in reasons] == []
+    decisions = re.findall(r"docs/decisions/(\d+)", " ".join(reasons.values()))
+    assert [number for number in decisions if not [*(ROOT / "docs/decisions").glob(f"{number}-*")]] == []
 
 
 def test_requirements_lock_the_packages_to_run_and_build() -> None:
