@@ -101,7 +101,7 @@ def test_a_promotion_applies_exactly_the_plan_and_can_be_continued(
     assert {row.outcome for row in promotion(**apply).apply().rows} == {"reused", "unchanged"}
 
 
-@pytest.mark.parametrize("what", ["channel", "newer AMI", "shared", "deprecated"])
+@pytest.mark.parametrize("what", ["channel", "newer AMI", "shared", "deprecated", "tagged", "described"])
 @pytest.mark.variants
 def test_a_promotion_is_refused_with_what_changed(what: str, aws: Sandbox) -> None:
     old, new = make_ami(aws, version="26.11"), make_ami(aws, version="26.12")
@@ -125,12 +125,40 @@ def test_a_promotion_is_refused_with_what_changed(what: str, aws: Sandbox) -> No
     elif what == "shared":
         ec2.modify_image_attribute(ImageId=new, LaunchPermission={"Add": [{"UserId": "109876543210"}]})
         expected = "us-east-1, other accounts with access: nothing before, 109876543210 now"
+    elif what == "tagged":  # copies get the tags and the description of their source
+        ec2.create_tags(Resources=[new], Tags=[{"Key": "team", "Value": "web"}])
+        expected = "tag team: nothing before, web now"
+    elif what == "described":
+        ec2.modify_image_attribute(ImageId=new, Description={"Value": "Do not use"})
+        expected = "before, Do not use now"
     else:
         ec2.enable_image_deprecation(ImageId=new, DeprecateAt=datetime.now(UTC) + timedelta(days=99))
         expected = "us-east-1, deprecate: planned, now nothing before, planned, now 20"
     why = refused(aws, promotion(dry_run=False, expect_plan=checked))
     assert expected in why
     assert refused(aws, promotion(expect_plan=checked)) == why  # also in a dry run
+
+
+def test_a_promotion_is_refused_when_its_copy_lost_another_tag(aws: Sandbox) -> None:
+    make_ami(aws)
+    copied = promotion(dry_run=False).apply()
+    copy = next(row.ami_id for row in copied.rows if row.step == "copy")
+    ec2 = aws.client("ec2", WEST)
+    ec2.delete_tags(Resources=[copy], Tags=[{"Key": "Name"}])
+    aws.clock.advance(60)
+    checked = dry_run(promotion())
+    ec2.delete_tags(Resources=[copy], Tags=[{"Key": "vmsnix:version"}])
+    aws.clock.advance(60)
+    why = refused(aws, promotion(dry_run=False, expect_plan=checked))
+    assert "without the tags Name before, " in why
+    assert "without the tags Name, vmsnix:version now" in why
+    checked = dry_run(promotion())
+    promotion(dry_run=False, expect_plan=checked).apply().raise_for_status()
+    aws.client("ec2", REGION).create_tags(Resources=[copied.plan.ami.ami_id], Tags=[{"Key": "a", "Value": "b"}])
+    ec2.create_tags(Resources=[copy], Tags=[{"Key": "a", "Value": "b"}])
+    aws.clock.advance(60)
+    # No copy has to be changed, so the tag makes no difference.
+    promotion(dry_run=False, expect_plan=checked).apply().raise_for_status()
 
 
 def test_a_rollback_is_refused_when_the_channel_moved(aws: Sandbox) -> None:

@@ -49,7 +49,7 @@ class ImageCopy:
         ``CopyImageTags`` copies no tags to snapshots, so the request also has the tags of the source. All
         processes that copy the same AMI send the same request.
         """
-        tags = _tags_to_copy(self.source)
+        tags = tags_to_copy(self.source)
         request: CopyImageRequestTypeDef = {
             "Name": self.source.name,
             "SourceImageId": self.source.ami_id,
@@ -116,10 +116,10 @@ def _facts(source: Ami) -> dict[str, str]:
 
 def missing_tags(source: Ami, made: Ami) -> dict[str, str]:
     """Return the tags of the source that its copy lacks, or that have another value."""
-    return {key: value for key, value in _tags_to_copy(source).items() if made.tags.get(key) != value}
+    return {key: value for key, value in tags_to_copy(source).items() if made.tags.get(key) != value}
 
 
-def _tags_to_copy(source: Ami) -> dict[str, str]:
+def tags_to_copy(source: Ami) -> dict[str, str]:
     """Return the tags of the source except those of AWS and of a retirement."""
     return {
         key: value

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import display, errors, outcomes
 from vmsnix_ops.arguments import check_arguments, check_parameters, check_range
-from vmsnix_ops.aws import channels, deprecation, images, parameters, sharing, snapshots
+from vmsnix_ops.aws import channels, deprecation, image_copy, images, parameters, sharing, snapshots
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.session import client
 from vmsnix_ops.channels import plans, records, steps
@@ -52,6 +52,9 @@ __all__ = ["PromotionPlan", "PromotionResult", "check_parameters", "plan"]
 
 def __dir__() -> list[str]:
     return __all__
+
+TAG, DESCRIPTION = "tag ", "description"
+"""Names of facts about what copies get from the AMI; the first one is followed by the key of the tag."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,9 @@ class PromotionPlan(plans.ChannelPlan):
             "deprecate at": f"{request.deprecate_at:%Y-%m-%d %H:%M}" if request.deprecate_at else "",
             "protection": protection,
         }
+        if len(self.targets) > 1:
+            facts |= {f"{TAG}{key}": value for key, value in image_copy.tags_to_copy(ami).items()}
+            facts[DESCRIPTION] = ami.description
         for target in self.targets:
             found = dict(target.found)
             for step in target.steps:
@@ -121,11 +127,14 @@ class PromotionPlan(plans.ChannelPlan):
         return facts
 
     def is_done(self, name: str, before: Mapping[str, str]) -> bool:  # noqa: ARG002 - as in the base class
-        """Return whether a fact is about a step for which nothing will be done."""
+        """Return whether a fact is about a step, or about all copies, for which nothing will be done."""
+        planned = [(target.region, step) for target in self.targets for step in target.steps]
+        if name == DESCRIPTION or name.startswith(TAG):
+            copies = [step for _, step in planned if step.step == steps.CopyStep.name]
+            return all(step.outcome in outcomes.SUCCEEDED for step in copies)
         return any(
-            name == f"{target.region}, {step.step}" and step.outcome in outcomes.SUCCEEDED
-            for target in self.targets
-            for step in target.steps
+            name == f"{region}, {step.step}" and step.outcome in outcomes.SUCCEEDED
+            for region, step in planned
         )
 
     def apply(self) -> PromotionResult:

@@ -159,7 +159,8 @@ class PromotionContext:
             date = ami.deprecated_at
             found[Deprecate.name] = f"{date:%Y-%m-%d %H:%M}" if date else ""
             if not self.is_home:
-                found[CopyStep.name] = ami.ami_id
+                missing = ", ".join(sorted(image_copy.missing_tags(self.request.source, ami)))
+                found[CopyStep.name] = f"{ami.ami_id}{missing and f' without the tags {missing}'}"
             if self.request.protected is not None:
                 found[Protect(on=self.request.protected).name] = ami.protection
         return {name: value for name, value in found.items() if value}
