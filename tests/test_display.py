@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -139,6 +141,17 @@ def test_a_table_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "20")
     words = make_table(("a", "b", "c", "d"), [("1" * 12, "2" * 7, "3" * 8, "4" * 7), ("5", "6", "7", "8")])
     assert str(words).split("\n")[2:4] == ["111111111111 2222222", "    33333333 4444444"]
+
+
+def test_a_terminal_has_a_width_without_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell does not export ``COLUMNS``."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr(os, "get_terminal_size", lambda _descriptor: os.terminal_size((60, 24)))
+    whole = len(str(AMIS).split("\n"))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(sys.stdout, "fileno", lambda: 1)
+    assert max(map(len, str(AMIS).split("\n"))) <= 60
+    assert whole == 4
 
 
 @pytest.mark.parametrize("width", range(20, 161, 7))

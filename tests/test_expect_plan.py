@@ -154,7 +154,9 @@ def test_a_promotion_is_refused_when_its_copy_lost_another_tag(aws: Sandbox) -> 
     assert "without the tags Name, vmsnix:version now" in why
     checked = dry_run(promotion())
     promotion(dry_run=False, expect_plan=checked).apply().raise_for_status()
-    aws.client("ec2", REGION).create_tags(Resources=[copied.plan.ami.ami_id], Tags=[{"Key": "a", "Value": "b"}])
+    aws.client("ec2", REGION).create_tags(
+        Resources=[copied.plan.ami.ami_id], Tags=[{"Key": "a", "Value": "b"}]
+    )
     ec2.create_tags(Resources=[copy], Tags=[{"Key": "a", "Value": "b"}])
     aws.clock.advance(60)
     # No copy has to be changed, so the tag makes no difference.

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import textwrap
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from vmsnix_ops.progress import human_bytes, human_seconds
 from vmsnix_ops.templates import fill
@@ -160,9 +161,13 @@ class DisplayTable(Displayed):
             return "\n".join(filter(None, [*head, line(self.nothing)]))
         if self.brief:
             return "\n".join([*head, *(part for one in lines(self.brief).split("\n") for part in _fit(one))])
+        table = ["".join(text for text, _row, _column in one).rstrip() for one in self.parts()]
+        return "\n".join([*head, *table])
+
+    def parts(self) -> list[list[Part]]:
+        """Return the lines of the rows and their headings, each as texts with the places of their cells."""
         table = [[line(cell) for cell in row] for row in (self.columns, *self.rows)]
-        right = [name in self.right for name in self.columns]
-        return "\n".join([*head, *_table_lines(table, right, terminal_width())])
+        return _table_lines(table, [name in self.right for name in self.columns], terminal_width())
 
     def _repr_html_(self) -> str:
         return str(fill(_TABLE, table=self, unbroken=UNBROKEN))
@@ -180,12 +185,24 @@ class DisplayTable(Displayed):
 
 
 def terminal_width() -> int:
-    """Return the width of the terminal, from ``COLUMNS``; 0 if it is unknown, as in a log."""
+    """Return the width of the terminal, by default from ``COLUMNS``; 0 without a terminal, as in a log."""
     given = os.environ.get("COLUMNS", "")
-    return int(given) if given.isdecimal() else 0
+    if given.isdecimal():
+        return int(given)
+    try:  # a kernel's stream is no terminal, although its file descriptor can be one
+        return os.get_terminal_size(sys.stdout.fileno()).columns if sys.stdout.isatty() else 0
+    except (AttributeError, OSError, ValueError):  # a closed or replaced stream
+        return 0
 
 
-def _table_lines(table: list[list[str]], right: Sequence[bool], limit: int) -> list[str]:
+Part: TypeAlias = tuple[str, int, int]
+"""A text of a line with the spaces around it, and the row and the column of its cell.
+
+Row 0 has the headings; -1 is a line above the table.
+"""
+
+
+def _table_lines(table: list[list[str]], right: Sequence[bool], limit: int) -> list[list[Part]]:
     """Return the lines of a table; its first row has the headings.
 
     If it is wider than the limit, a line above lists the columns whose values are all equal, and headings
@@ -205,19 +222,21 @@ def _table_lines(table: list[list[str]], right: Sequence[bool], limit: int) -> l
     groups, gap = min(
         ((_row_lines(places, widths, gap, limit), gap) for gap in (2, 1)), key=lambda one: len(one[0])
     )
-    found = []
-    for row in cells:
+    found: list[list[Part]] = [[(text, -1, 0)] for text in above]
+    for at, row in enumerate(cells):
         for number, group in enumerate(groups):
             height = max(len(row[place]) for place in group)
             for high in range(height):
-                texts = []
+                parts: list[Part] = []
                 for place in group:
                     # The last line of a heading is above the values.
                     blank = [""] * (height - len(row[place]))
                     text = [*blank, *row[place]][high] if row is heads else [*row[place], *blank][high]
-                    texts.append(text.rjust(widths[place]) if right[place] else text.ljust(widths[place]))
-                found.append((" " * (4 if number else 0) + (" " * gap).join(texts)).rstrip())
-    return [*above, *found]
+                    text = text.rjust(widths[place]) if right[place] else text.ljust(widths[place])
+                    before = gap if parts else 4 if number else 0
+                    parts.append((" " * before + text, at, place))
+                found.append(parts)
+    return found
 
 
 def _row_lines(places: list[int], widths: list[int], gap: int, limit: int) -> list[list[int]]:

@@ -7,12 +7,12 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from tests.command_line import run_vmsnix, shelf
 from vmsnix_ops.sandbox import sandbox
 
 if TYPE_CHECKING:
-    import pytest
-
     from tests.runbooks.shelf import Shelf
 
 __all__ = ["run_vmsnix", "shelf"]
@@ -143,6 +143,26 @@ def test_the_next_command_of_a_lost_run_works(
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     code, _, complaint = run_vmsnix("runs", "resume", "0a0b0c")
     assert (code, f"vmsnix rerun {folder.name}" in " ".join(complaint.split())) == (2, True)
+
+
+@pytest.mark.parametrize("width", ["60", "80", "120"])
+@pytest.mark.variants(quick=2)
+def test_lists_show_whole_values_in_a_narrow_terminal(
+    shelf: Shelf, run_vmsnix: RunVmsnix, monkeypatch: pytest.MonkeyPatch, width: str
+) -> None:
+    shelf.put("20-fail-well.ipynb", FAIL)
+    run_id = result(run_vmsnix, "run", "fail-well")["run_id"]
+    monkeypatch.setenv("COLUMNS", width)
+    for words, values in (
+        (("runs",), [run_id, "fail-well", "failed", "It broke."]),
+        (("history", "runs"), [run_id, "fail-well", "failed", "started_at"]),
+        (("runs", "verify", run_id), ["notebook.ipynb", "report.html", "intact"]),
+        (("list",), ["fail-well", "read-only"]),
+    ):
+        shown = run_vmsnix(*words)[1]
+        assert [value for value in values if value not in shown] == []
+        assert "…" not in shown
+        assert [line for line in shown.splitlines()[:-1] if len(line) > int(width)] == []
 
 
 def test_verify_finds_a_changed_report(shelf: Shelf, run_vmsnix: RunVmsnix) -> None:

@@ -53,6 +53,7 @@ __all__ = ["PromotionPlan", "PromotionResult", "check_parameters", "plan"]
 def __dir__() -> list[str]:
     return __all__
 
+
 TAG, DESCRIPTION = "tag ", "description"
 """Names of facts about what copies get from the AMI; the first one is followed by the key of the tag."""
 

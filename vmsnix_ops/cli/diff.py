@@ -25,7 +25,8 @@ def diff(before: str, after: str, everything: bool, as_json: bool, as_csv: bool)
     if as_json and as_csv:
         raise click.UsageError("Use either --json or --csv, not both.")
     from vmsnix_ops.audit.diff import diff as compare
-    from vmsnix_ops.cli.output import cell, console, new_table, show_json
+    from vmsnix_ops.cli.output import show_json, show_table
+    from vmsnix_ops.display import make_table
     from vmsnix_ops.progress import human_bytes
 
     found = compare(before, after)
@@ -36,11 +37,11 @@ def diff(before: str, after: str, everything: bool, as_json: bool, as_csv: bool)
     if as_csv:
         write_csv(found.frame, sys.stdout)
         return
-    table = new_table("change", "package", "before", "after", "size", right=("size",))
+    rows = []
     shown = found.frame if everything else found.frame[found.frame["change"] != "rebuilt"]
     for row in shown.to_dict("records"):
         size = f"{'+' if row['bytes'] >= 0 else '-'}{human_bytes(abs(row['bytes']))}"
-        table.add_row(*(cell(row[column]) for column in ("change", "name", "before", "after")), size)
-    if len(shown):
-        console().print(table)
+        rows.append([*(row[column] for column in ("change", "name", "before", "after")), size])
+    if rows:
+        show_table(make_table(("change", "package", "before", "after", "size"), rows, right=("size",)))
     echo(found)

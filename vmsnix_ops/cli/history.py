@@ -225,16 +225,12 @@ def rebuild(tables: tuple[str, ...], regions: tuple[str, ...], archive: str, san
 
 
 def _show(frame: pd.DataFrame) -> None:
-    from vmsnix_ops.cli.output import cell, console, new_table
+    from vmsnix_ops.cli.output import show_table
+    from vmsnix_ops.display import make_table
 
-    table = new_table(
-        *frame.columns,
-        right=("seconds", "bytes", "size_gib", "monthly_usd"),
-        unbroken=[column for column in frame.columns if column.endswith("_id")],
-    )
-    for row in frame.itertuples(index=False):
-        table.add_row(*(cell(_text(value)) for value in row))
-    console().print(table)
+    right = ("seconds", "bytes", "size_gib", "monthly_usd")
+    rows = [[_text(value) for value in row] for row in frame.itertuples(index=False)]
+    show_table(make_table(list(frame.columns), rows, right=right))
 
 
 def _text(value: Any) -> str:

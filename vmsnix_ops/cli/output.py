@@ -14,14 +14,14 @@ from vmsnix_ops.progress import human_seconds
 from vmsnix_ops.text import CommandFree, echo, json, json_text, line, lines
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     import pandas as pd
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
+    from vmsnix_ops.display import DisplayTable
     from vmsnix_ops.progress import Reporter
     from vmsnix_ops.runbooks.execution.execute import RunOutcome
 
@@ -47,16 +47,18 @@ def console(stream: TextIO | None = None) -> Console:
     )
 
 
-def new_table(*columns: str, right: Collection[str] = (), unbroken: Collection[str] = ()) -> Table:
-    """Return an empty table. Columns in `right` are aligned right; those in `unbroken` are never wrapped."""
-    from rich.table import Table
+def show_table(table: DisplayTable, colours: Mapping[str, str] | None = None, *, of: str = "") -> None:
+    """Write a table to standard output, as wide as the terminal; `colours` are those of the column `of`."""
+    from rich.text import Text
 
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for column in columns:
-        table.add_column(
-            line(column), justify="right" if column in right else "left", no_wrap=column in unbroken
-        )
-    return table
+    column, screen = table.columns.index(of) if of else -1, console()
+    for parts in table.parts():
+        shown = Text()
+        for text, row, place in parts:
+            colour = (colours or {}).get(text.strip(), "") if place == column else ""
+            shown.append(text, "dim" if row == 0 else colour)
+        shown.rstrip()
+        screen.print(shown, soft_wrap=True)
 
 
 def cell(value: object, style: str = "") -> Text:

@@ -39,7 +39,8 @@ folder_option = click.option(
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, including every parameter.")
 def list_runbooks(as_json: bool) -> None:
     """List the runbooks with their purpose and effect: read-only, creates, changes or deletes."""
-    from vmsnix_ops.cli.output import cell, console, new_table, show_error, show_json
+    from vmsnix_ops.cli.output import show_error, show_json, show_table
+    from vmsnix_ops.display import make_table
     from vmsnix_ops.runbooks import catalog
 
     books, unusable = catalog.read_all()
@@ -63,11 +64,8 @@ def list_runbooks(as_json: bool) -> None:
             ]
         )
         return
-    table = new_table("runbook", "notebook", "purpose", "effect", unbroken=("runbook", "notebook"))
-    for book in books:
-        effect = book.side_effects.replace("_", "-")
-        table.add_row(*map(cell, (book.short_name, book.slug, book.purpose, effect)))
-    console().print(table)
+    rows = [[one.short_name, one.slug, one.purpose, one.side_effects.replace("_", "-")] for one in books]
+    show_table(make_table(("runbook", "notebook", "purpose", "effect"), rows))
 
 
 @click.group()

@@ -153,8 +153,9 @@ def verify(run_id: str, as_json: bool, archive: str, sandbox: bool) -> int:
 
     Exit codes: 0 intact, 1 changed, removed, cut off or unreadable, 3 consistent but not anchored.
     """
-    from vmsnix_ops.cli.output import COLOURS, cell, console, new_table, show_json
+    from vmsnix_ops.cli.output import COLOURS, cell, console, show_json, show_table
     from vmsnix_ops.cli.sandbox import load_settings
+    from vmsnix_ops.display import make_table
     from vmsnix_ops.runbooks.evidence import verification
 
     opened = open_archive(archive, sandbox=sandbox)
@@ -162,12 +163,10 @@ def verify(run_id: str, as_json: bool, archive: str, sandbox: bool) -> int:
     if as_json:
         show_json(found.to_json())
         return found.exit_code
-    colours = {"intact": COLOURS["done"], "not anchored": COLOURS["partial"]}
-    table = new_table("evidence", "finding", "detail", unbroken=("evidence", "finding"))
-    for one in found.checks:
-        colour = colours.get(one.finding, COLOURS["failed"])
-        table.add_row(cell(one.name), cell(one.finding, colour), cell(one.detail))
-    console().print(table)
+    colours = dict.fromkeys(verification.ORDER, COLOURS["failed"])
+    colours |= {"intact": COLOURS["done"], "not anchored": COLOURS["partial"]}
+    rows = [[one.name, one.finding, one.detail] for one in found.checks]
+    show_table(make_table(("evidence", "finding", "detail"), rows), colours, of="finding")
     for text in found.problems:
         console().print(cell(text, "yellow"), soft_wrap=True)
     anchored = f"Anchored in {', '.join(found.anchors)}." if found.anchors else "Not anchored."
@@ -347,25 +346,29 @@ def open_archive(location: str, *, sandbox: bool) -> Archive:
 
 
 def _list(entries: list[ArchivedRun]) -> None:
-    from vmsnix_ops.cli.output import COLOURS, cell, console, new_table
+    from vmsnix_ops.cli.output import COLOURS, show_table
+    from vmsnix_ops.display import make_table
     from vmsnix_ops.progress import human_seconds
     from vmsnix_ops.records.result import marked
 
-    columns = ("started", "runbook", "status", "took", "image", "result", "run")
-    table = new_table(*columns, right=("took",), unbroken=("run", "started"))
+    rows = []
     for one in entries:
         seconds = one.values.get("seconds")
         failure = one.values.get("failure")
-        table.add_row(
-            cell(str(one.values.get("started_at") or "")[:19].replace("T", " ")),
-            cell(one.runbook),
-            cell(_status(one), COLOURS.get(one.status, "")),
-            human_seconds(seconds) if isinstance(seconds, int | float) else "",
-            cell(one.image),
-            cell(marked(one.values).get("ami_id") or (failure or {}).get("what") or ""),
-            cell(one.run_id),
+        rows.append(
+            [
+                str(one.values.get("started_at") or "")[:19].replace("T", " "),
+                one.runbook,
+                _status(one),
+                human_seconds(seconds) if isinstance(seconds, int | float) else "",
+                one.image,
+                marked(one.values).get("ami_id") or (failure or {}).get("what") or "",
+                one.run_id,
+            ]
         )
-    console().print(table)
+    columns = ("started", "runbook", "status", "took", "image", "result", "run")
+    colours = {_status(one): COLOURS.get(one.status, "") for one in entries}
+    show_table(make_table(columns, rows, right=("took",)), colours, of="status")
 
 
 def _show(entry: ArchivedRun) -> None:
