@@ -9,10 +9,13 @@ from typing import Any, cast
 import pytest
 
 from vmsnix_ops.audit.retirement._plan import _by_reason
+from vmsnix_ops.cli import output
 from vmsnix_ops.cli.iam_policy import KINDS
-from vmsnix_ops.cli.next_steps import next_command
+from vmsnix_ops.cli.next_steps import next_command, with_sandbox
 from vmsnix_ops.display import make_table, shortened
 from vmsnix_ops.runbooks import catalog, parameters
+from vmsnix_ops.runbooks.execution.execute import RunOutcome
+from vmsnix_ops.runbooks.execution.status import Failure
 
 RUN = "20261130T081743599Z-x-28aa5e"
 
@@ -109,6 +112,37 @@ def test_the_next_command_fits_the_outcome_and_is_valid(
         assert next_command(runbook, outcome, sandbox=True) == expected
     if words[1:2] == ["iam-policy"]:
         assert words[2] in KINDS
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("run vmsnix history amis", "run vmsnix history amis --sandbox"),
+        ("Promote one first: vmsnix promote", "Promote one first: vmsnix promote --sandbox"),
+        ("vmsnix runs repair saves them later.", "vmsnix runs repair --sandbox saves them later."),
+        ("vmsnix bootstrap --no-dry-run creates it.", "vmsnix bootstrap --sandbox --no-dry-run creates it."),
+        ("Run vmsnix list or vmsnix help promote.", "Run vmsnix list or vmsnix help promote."),
+        ("vmsnix rerun --sandbox ID", "vmsnix rerun --sandbox ID"),
+        ("It was not made by vmsnix or vmsnix-ops.", "It was not made by vmsnix or vmsnix-ops."),
+    ],
+)
+def test_commands_in_a_text_get_the_option_for_the_sandbox(text: str, expected: str) -> None:
+    assert with_sandbox(text) == expected
+
+
+def test_the_error_of_a_run_on_the_sandbox_names_commands_of_the_sandbox(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failure = Failure("ChannelError", "No AMI.", fix="Run vmsnix history amis.")
+    outcome = RunOutcome(
+        RUN, "promote-ami", "failed", 1, "", "", "", "", 1.0, failure, {"sandbox": "http://127.0.0.1:9"}
+    )
+    monkeypatch.setattr("vmsnix_ops.endpoints.endpoint_kind", lambda: "aws")
+    output.show_failure(outcome)
+    assert "Run vmsnix history amis --sandbox." in capsys.readouterr().err
+    monkeypatch.setattr("vmsnix_ops.endpoints.endpoint_kind", lambda: "sandbox")
+    output.show_failure(outcome)
+    assert "Run vmsnix history amis." in capsys.readouterr().err
 
 
 def test_the_command_of_a_run_sets_its_parameters() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,35 @@ def next_command(runbook: Runbook, values: Mapping[str, Any], *, sandbox: bool) 
         return ""
     everywhere = words[0] in ("help", "iam-policy")
     return shlex.join(["vmsnix", *words, *(["--sandbox"] if sandbox and not everywhere else [])])
+
+
+def with_sandbox(text: str) -> str:
+    """Return a text in which each command of vmsnix that has the option ``--sandbox`` has it.
+
+    >>> with_sandbox("To list the AMIs, run vmsnix history amis --last 9")
+    'To list the AMIs, run vmsnix history amis --sandbox --last 9'
+    """
+    return _COMMAND.sub(_with_option, text)
+
+
+_COMMAND = re.compile(r"\bvmsnix(?: [a-z][a-z-]*)+(?! *--sandbox)")
+
+
+def _with_option(match: re.Match[str]) -> str:
+    import click
+
+    from vmsnix_ops.cli import cli
+
+    text, known = match[0], list[str]()
+    found: click.Command = cli
+    for word in text.split()[1:]:
+        command = found.get_command(click.Context(found), word) if isinstance(found, click.Group) else None
+        if command is None:
+            break
+        known, found = [*known, word], command
+    if not any("--sandbox" in option.opts for option in found.params):
+        return text
+    return " ".join(["vmsnix", *known, "--sandbox", *text.split()[1 + len(known) :]])
 
 
 def _words(runbook: Runbook, values: Mapping[str, Any]) -> list[str]:

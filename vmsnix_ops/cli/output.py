@@ -14,7 +14,7 @@ from vmsnix_ops.progress import human_seconds
 from vmsnix_ops.text import CommandFree, echo, json, json_text, line, lines
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     import pandas as pd
@@ -47,16 +47,16 @@ def console(stream: TextIO | None = None) -> Console:
     )
 
 
-def show_table(table: DisplayTable, colours: Mapping[str, str] | None = None, *, of: str = "") -> None:
-    """Write a table to standard output, as wide as the terminal; `colours` are those of the column `of`."""
+def show_table(table: DisplayTable, colour: Callable[[str], str] = lambda _: "", *, of: str = "") -> None:
+    """Write a table as wide as the terminal to standard output; `colour` colours the column `of`."""
     from rich.text import Text
 
     column, screen = table.columns.index(of) if of else -1, console()
     for parts in table.parts():
         shown = Text()
         for text, row, place in parts:
-            colour = (colours or {}).get(text.strip(), "") if place == column else ""
-            shown.append(text, "dim" if row == 0 else colour)
+            style = "dim" if row == 0 else colour(text.strip()) if place == column else ""
+            shown.append(text, style)
         shown.rstrip()
         screen.print(shown, soft_wrap=True)
 
@@ -229,8 +229,14 @@ def show_slow(values: Mapping[str, Any], stream: TextIO | None = None) -> None:
 
 def show_failure(outcome: RunOutcome) -> None:
     """Write the error and the problems of a run to standard error."""
+    from vmsnix_ops.cli.next_steps import with_sandbox
+    from vmsnix_ops.endpoints import endpoint_kind
+
     if outcome.error is not None:
-        show_error(outcome.error.what, outcome.error.why, outcome.error.fix)
+        # In a shell that uses a sandbox, a command needs no option.
+        elsewhere = outcome.values.get("sandbox") and endpoint_kind() != "sandbox"
+        fix = with_sandbox(outcome.error.fix) if elsewhere else outcome.error.fix
+        show_error(outcome.error.what, outcome.error.why, fix)
         request = outcome.error.detail.get("request_id")
         if request:
             console(sys.stderr).print(cell(f"       AWS request ID: {request}"), soft_wrap=True)

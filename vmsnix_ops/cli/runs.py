@@ -163,10 +163,10 @@ def verify(run_id: str, as_json: bool, archive: str, sandbox: bool) -> int:
     if as_json:
         show_json(found.to_json())
         return found.exit_code
-    colours = dict.fromkeys(verification.ORDER, COLOURS["failed"])
-    colours |= {"intact": COLOURS["done"], "not anchored": COLOURS["partial"]}
+    colours = {"intact": COLOURS["done"], "not anchored": COLOURS["partial"]}
     rows = [[one.name, one.finding, one.detail] for one in found.checks]
-    show_table(make_table(("evidence", "finding", "detail"), rows), colours, of="finding")
+    table = make_table(("evidence", "finding", "detail"), rows)
+    show_table(table, lambda finding: colours.get(finding, COLOURS["failed"]), of="finding")
     for text in found.problems:
         console().print(cell(text, "yellow"), soft_wrap=True)
     anchored = f"Anchored in {', '.join(found.anchors)}." if found.anchors else "Not anchored."
@@ -368,7 +368,8 @@ def _list(entries: list[ArchivedRun]) -> None:
         )
     columns = ("started", "runbook", "status", "took", "image", "result", "run")
     colours = {_status(one): COLOURS.get(one.status, "") for one in entries}
-    show_table(make_table(columns, rows, right=("took",)), colours, of="status")
+    table = make_table(columns, rows, right=("took",))
+    show_table(table, lambda status: colours.get(status, ""), of="status")
 
 
 def _show(entry: ArchivedRun) -> None:
