@@ -30,6 +30,17 @@ START_UP = {
     "vmsnix runs": ["-m", "vmsnix_ops", "runs"],
     "completion": ["-m", "vmsnix_ops"],
 }
+REFUSED = {
+    "a refused call": ["-m", "vmsnix_ops", "publish", "--image", "./missing", "--region", "us-esat-1"],
+    "a refused fleet": ["-m", "vmsnix_ops", "fleet", "fleet.toml"],
+}
+"""Calls with mistakes, which must be listed in less than a second; they end with the exit code 2."""
+FLEET = """
+[[entry]]
+runbook = "publish-ami"
+images = ["./missing", "./absent"]
+regions = ["us-esat-1", "eu-west-1"]
+"""
 PAPERMILL = """
 from papermill.execute import execute_notebook
 notebook, out = "{folder}/10-empty-book.ipynb", "{folder}/out.ipynb"
@@ -58,6 +69,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="vmsnix-overhead-") as name:
         folder = Path(name)
         (folder / "10-empty-book.ipynb").write_text(json.dumps(notebook("1")))
+        (folder / "fleet.toml").write_text(FLEET)
         figures = measure(folder, options.repeat)
     show(figures)
     if options.json:
@@ -68,6 +80,7 @@ def measure(folder: Path, repeat: int) -> dict[str, dict[str, float]]:
     """Return median seconds and CPU seconds of every program."""
     programs = {
         **START_UP,
+        **REFUSED,
         "papermill": ["-c", PAPERMILL.format(folder=folder)],
         "run": ["-c", RUN.format(folder=folder, record=False)],
         "run, with its row in the history": ["-c", RUN.format(folder=folder, record=True)],
@@ -75,7 +88,8 @@ def measure(folder: Path, repeat: int) -> dict[str, dict[str, float]]:
     taken: dict[str, list[Took]] = {name: [] for name in programs}
     for _ in range(repeat + 1):
         for name, words in programs.items():
-            taken[name].append(once(words, folder, completion=name == "completion"))
+            code = 2 if name in REFUSED else 0
+            taken[name].append(once(words, folder, code=code, completion=name == "completion"))
     return {
         name: {
             "seconds": statistics.median(one.seconds for one in measured),
@@ -85,15 +99,19 @@ def measure(folder: Path, repeat: int) -> dict[str, dict[str, float]]:
     }
 
 
-def once(words: list[str], folder: Path, *, completion: bool) -> Took:
-    """Run a program and measure it."""
+def once(words: list[str], folder: Path, *, code: int, completion: bool) -> Took:
+    """Run a program that ends with an exit code, and measure it."""
     environment = {**os.environ, "VMSNIX_STATE": str(folder / "state"), "PYTHONPATH": str(ROOT)}
     if completion:
         environment |= {"_VMSNIX_COMPLETE": "bash_complete", "COMP_WORDS": "vmsnix run p", "COMP_CWORD": "2"}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.monotonic()
-    subprocess.run([sys.executable, *words], env=environment, cwd=folder, check=True, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, *words], env=environment, cwd=folder, capture_output=True, text=True
+    )
     seconds = time.monotonic() - started
+    if done.returncode != code:
+        raise SystemExit(f"{' '.join(words)} ended with {done.returncode}, not {code}: {done.stderr}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return Took(seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
 
