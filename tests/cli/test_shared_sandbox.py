@@ -87,6 +87,19 @@ def test_the_account_is_kept_and_its_address_is_private(state: Path) -> None:
         assert buckets(aws) == []
 
 
+def test_reset_empties_the_account_and_says_where_the_old_one_is(state: Path, run_vmsnix: RunVmsnix) -> None:
+    with run_sandbox() as served:
+        served.aws.client("s3").create_bucket(Bucket="kept")
+        assert run_vmsnix("sandbox", "--reset")[0] == 2  # it is in use
+    wait_until(lambda: not (state / "sandbox-server" / "address.json").exists(), deadline=20)
+    code, _, said = run_vmsnix("sandbox", "--reset")
+    assert (code, said.startswith("The account is empty now. The old one is kept in ")) == (0, True)
+    assert (Path(said.split(" in ")[-1].strip().removesuffix(".")) / "aws").is_dir()
+    assert run_vmsnix("sandbox", "--reset")[::2] == (0, "The account is empty.\n")
+    with run_sandbox() as served:
+        assert "kept" not in buckets(served.aws)
+
+
 def test_the_seed_fills_the_shared_account_and_its_tables_once(
     state: Path, run_vmsnix: RunVmsnix, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,7 +189,7 @@ def test_a_killed_command_leaves_no_sandbox_running(state: Path) -> None:
     wait_until(lambda: not shared_sandbox._is_served(state))
 
 
-@pytest.mark.long(seconds=15)
+@pytest.mark.long(seconds=25)
 def test_runs_and_audits_on_the_sandbox_find_what_the_demo_made(
     state: Path, run_vmsnix: RunVmsnix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,3 +203,7 @@ def test_runs_and_audits_on_the_sandbox_find_what_the_demo_made(
         audit = json.loads(run_vmsnix("audit", "--regions", made["region"], "--sandbox", "--json")[1])
         assert audit["amis"] == 1
         assert made["ami_id"] in Path(audit["inventory"]).read_text()
+    wait_until(lambda: not (state / "sandbox-server" / "address.json").exists(), deadline=20)
+    fresh = json.loads(run_vmsnix("demo", "--fresh", "--json")[1])
+    listed = json.loads(run_vmsnix("runs", "--sandbox", "--json")[1])
+    assert [row["run_id"] for row in listed] == [fresh["run_id"]]

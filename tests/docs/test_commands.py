@@ -29,7 +29,7 @@ from docs.schemas import plan_schema, settings_schema
 from tests.aws.account import make_ami
 from tests.boot.attested_image import make_disk, write_output
 from tests.boot.small_linux import UP, make_small_linux
-from tests.docs.page import NAMES, ROOT, Block, Command, blocks, missing_lines, text_of
+from tests.docs.page import FENCE, NAMES, ROOT, Block, Command, blocks, missing_lines, text_of
 from tests.docs.shell import SPEED, Shell
 from tests.forks import FIXED
 from tests.nix.conftest import SETTINGS
@@ -78,6 +78,28 @@ NOT_RUN = {
     ("docs/how-to/outside-altf4.md", "nix flake check"): "downloads nixpkgs; tests/nix evaluates the flake",
 }
 """Commands that no test can run, by page and first words, and why."""
+SHORT = ("channels", "findings", "history", "iam-policy", "list", "runs")
+"""Commands that `test_short_commands_in_sentences_run` runs."""
+RUN_ELSEWHERE = {
+    "--help": "tests/cli/test_commands.py",
+    "attestation-policy --last N": "tests/channels/test_attestation.py",
+    "audit --sandbox": "tests/cli/test_shared_sandbox.py",
+    "bootstrap --no-dry-run": "tests/notebooks/test_run.py",
+    "console --sandbox": "tests/browser/test_console.py",
+    "demo --fresh": "tests/cli/test_shared_sandbox.py",
+    "demo --json": "tests/cli/test_shared_sandbox.py",
+    "lab --edit": "tests/browser/test_lab.py",
+    "lab --sandbox": "tests/browser/test_lab.py",
+    "preflight --public": "tests/publish/test_preflight.py",
+    "promote --channel": "the page's blocks",
+    "publish --boot-test": "tests/publish/test_boot_test.py",
+    "publish --image ./nix#ecs-node": "the page's blocks",
+    "sandbox --limits aws": "test_a_server_starts",
+    "sandbox --reset": "tests/cli/test_shared_sandbox.py",
+    "timings --sandbox": "the page's blocks",
+    "weekly-report --weeks 8": "the build of the documentation, with papermill",
+}
+"""Commands with arguments in sentences, and what runs them."""
 
 
 @dataclass
@@ -566,7 +588,7 @@ def test_short_commands_in_sentences_run(desk: Desk) -> None:
     calls = {
         call for page in NAMES for call in in_sentences(text_of(page)) if not re.search("[A-Z]{2}", call)
     }
-    short = sorted(call for call in calls if call.startswith(("history", "iam-policy", "list", "runs")))
+    short = sorted(call for call in calls if call.startswith(SHORT))
     only = {
         "history",
         "iam-policy",
@@ -579,6 +601,21 @@ def test_short_commands_in_sentences_run(desk: Desk) -> None:
     assert only < set(short)  # they need an argument; nothing is archived
     for call in set(short) - only:
         desk.run(f"vmsnix {call}")
+
+
+def test_every_call_in_a_sentence_is_run_or_has_a_reason() -> None:
+    """A single word is the name of a command."""
+    calls = {call for page in NAMES for call in in_sentences(FENCE.sub("", text_of(page)))}
+    whole = {call for call in calls if " " in call.strip() or call.startswith("-")}
+    shown = {command.text for page in NAMES for block in blocks(page) for command in block.commands()}
+    left = {
+        call
+        for call in whole
+        if not call.startswith((*SHORT, "help "))
+        and not re.search("[A-Z]{2}", call)  # with a placeholder
+        and f"vmsnix {call}" not in shown
+    }
+    assert left == RUN_ELSEWHERE.keys()
 
 
 def test_every_page_with_commands_has_a_reader() -> None:
@@ -607,10 +644,11 @@ def test_the_examples_in_nix_can_be_parsed() -> None:
 
 
 @pytest.mark.long(seconds=8)
-def test_a_server_starts(desk: Desk) -> None:
+@pytest.mark.parametrize("words", ["--seed demo", "--limits aws"])
+def test_a_server_starts(desk: Desk, words: str) -> None:
     """``vmsnix console`` and ``vmsnix lab`` are started by tests/browser."""
     with subprocess.Popen(
-        ["vmsnix", "sandbox", "--seed", "demo"],
+        ["vmsnix", "sandbox", *words.split()],
         cwd=desk.folder, env=desk.environment,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         start_new_session=True,
