@@ -6,10 +6,11 @@ import shlex
 from types import SimpleNamespace
 from typing import Any, cast
 
+import click
 import pytest
 
 from vmsnix_ops.audit.retirement._plan import _by_reason
-from vmsnix_ops.cli import output
+from vmsnix_ops.cli import cli, output
 from vmsnix_ops.cli.iam_policy import KINDS
 from vmsnix_ops.cli.next_steps import next_command, with_sandbox
 from vmsnix_ops.display import make_table, shortened
@@ -127,7 +128,7 @@ def test_the_next_command_fits_the_outcome_and_is_valid(
     ],
 )
 def test_commands_in_a_text_get_the_option_for_the_sandbox(text: str, expected: str) -> None:
-    assert with_sandbox(text) == expected
+    assert with_sandbox(text, cli) == expected
 
 
 def test_the_error_of_a_run_on_the_sandbox_names_commands_of_the_sandbox(
@@ -138,10 +139,12 @@ def test_the_error_of_a_run_on_the_sandbox_names_commands_of_the_sandbox(
         RUN, "promote-ami", "failed", 1, "", "", "", "", 1.0, failure, {"sandbox": "http://127.0.0.1:9"}
     )
     monkeypatch.setattr("vmsnix_ops.endpoints.endpoint_kind", lambda: "aws")
-    output.show_failure(outcome)
+    with click.Context(cli):
+        output.show_failure(outcome)
     assert "Run vmsnix history amis --sandbox." in capsys.readouterr().err
     monkeypatch.setattr("vmsnix_ops.endpoints.endpoint_kind", lambda: "sandbox")
-    output.show_failure(outcome)
+    with click.Context(cli):
+        output.show_failure(outcome)
     assert "Run vmsnix history amis." in capsys.readouterr().err
 
 

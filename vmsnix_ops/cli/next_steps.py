@@ -6,6 +6,8 @@ import re
 import shlex
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from vmsnix_ops.runbooks import catalog
 from vmsnix_ops.runbooks.next_steps import next_steps
 from vmsnix_ops.runbooks.parameters import command_words
@@ -49,33 +51,30 @@ def next_command(runbook: Runbook, values: Mapping[str, Any], *, sandbox: bool) 
     return shlex.join(["vmsnix", *words, *(["--sandbox"] if sandbox and not everywhere else [])])
 
 
-def with_sandbox(text: str) -> str:
+def with_sandbox(text: str, commands: click.Command) -> str:
     """Return a text in which each command of vmsnix that has the option ``--sandbox`` has it.
 
-    >>> with_sandbox("To list the AMIs, run vmsnix history amis --last 9")
-    'To list the AMIs, run vmsnix history amis --sandbox --last 9'
+    Parameters
+    ----------
+    text
+        A text with commands, such as ``Run vmsnix history amis.``.
+    commands
+        The group of all commands.
     """
-    return _COMMAND.sub(_with_option, text)
 
+    def with_option(match: re.Match[str]) -> str:
+        words, known, found = match[0].split()[1:], list[str](), commands
+        for word in words:
+            group = found if isinstance(found, click.Group) else None
+            command = group.get_command(click.Context(group), word) if group is not None else None
+            if command is None:
+                break
+            known, found = [*known, word], command
+        if not any("--sandbox" in option.opts for option in found.params):
+            return match[0]
+        return " ".join(["vmsnix", *known, "--sandbox", *words[len(known) :]])
 
-_COMMAND = re.compile(r"\bvmsnix(?: [a-z][a-z-]*)+(?! *--sandbox)")
-
-
-def _with_option(match: re.Match[str]) -> str:
-    import click
-
-    from vmsnix_ops.cli import cli
-
-    text, known = match[0], list[str]()
-    found: click.Command = cli
-    for word in text.split()[1:]:
-        command = found.get_command(click.Context(found), word) if isinstance(found, click.Group) else None
-        if command is None:
-            break
-        known, found = [*known, word], command
-    if not any("--sandbox" in option.opts for option in found.params):
-        return text
-    return " ".join(["vmsnix", *known, "--sandbox", *text.split()[1 + len(known) :]])
+    return re.sub(r"\bvmsnix(?: [a-z][a-z-]*)+(?! *--sandbox)", with_option, text)
 
 
 def _words(runbook: Runbook, values: Mapping[str, Any]) -> list[str]:

@@ -8,6 +8,8 @@ import sys
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
+import click
+
 from vmsnix_ops import files
 from vmsnix_ops.errors import UsageError
 from vmsnix_ops.progress import human_seconds
@@ -233,9 +235,10 @@ def show_failure(outcome: RunOutcome) -> None:
     from vmsnix_ops.endpoints import endpoint_kind
 
     if outcome.error is not None:
+        fix, context = outcome.error.fix, click.get_current_context(silent=True)
         # In a shell that uses a sandbox, a command needs no option.
-        elsewhere = outcome.values.get("sandbox") and endpoint_kind() != "sandbox"
-        fix = with_sandbox(outcome.error.fix) if elsewhere else outcome.error.fix
+        if context is not None and outcome.values.get("sandbox") and endpoint_kind() != "sandbox":
+            fix = with_sandbox(fix, context.find_root().command)
         show_error(outcome.error.what, outcome.error.why, fix)
         request = outcome.error.detail.get("request_id")
         if request:
