@@ -473,6 +473,16 @@ def collisions(figure: Figure) -> list[tuple[str, str]]:
     ]
 
 
+@pytest.mark.parametrize("days", [0.05, 0.12, 2.9, 20, 45, 92, 200, 790, 1080, 4000])
+@pytest.mark.parametrize("most", [4, 5, 8])
+def test_dates_of_any_span_have_labels(days: float, most: int) -> None:
+    axes = figures.new_figure().subplots()
+    figures.format_dates(axes, most=most)
+    axes.set_xlim(20_000.3, 20_000.3 + days)
+    ticks = [tick for tick in axes.xaxis.get_major_locator()() if 20_000.3 <= tick <= 20_000.3 + days]
+    assert 1 <= len(ticks) <= most
+
+
 def test_a_line_of_the_trend_has_one_image_region_and_method(team: pd.DataFrame) -> None:
     figure = timing_plots.plot_trend(team)
     done = team[(team["status"] == "created") & (team["step"] == "upload")]

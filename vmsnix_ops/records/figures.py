@@ -93,6 +93,9 @@ def format_dates(axes: Axes, *, most: int = 8) -> None:
 
     # matplotlib's dates have no type hints.
     locator = mdates.AutoDateLocator(minticks=3, maxticks=most)  # type: ignore[no-untyped-call]
+    # Without these, it warns where less than three of the next larger unit need more labels than allowed.
+    for unit, whole in ((mdates.MONTHLY, 12), (mdates.DAILY, 31), (mdates.HOURLY, 24), (mdates.MINUTELY, 60)):
+        locator.intervald[unit] = [*locator.intervald[unit], whole]
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(mdates.ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
 
