@@ -6,6 +6,7 @@ import json
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+import pandas as pd
 import pytest
 
 from tests.aws.account import make_ami
@@ -154,6 +155,22 @@ def test_the_plan_shows_the_current_ami_of_the_channel(aws: Sandbox, ami: str) -
     shown = str(plan(channel="stable"))
     assert f" from {ami} (altf4llc-ecs-node-26.11) to " in shown
     assert "(altf4llc-ecs-node-26.12)" in shown
+
+
+def test_a_long_history_is_short_as_text_and_complete_in_a_notebook() -> None:
+    row = dict.fromkeys(history.COLUMNS) | {"changed_by": "user/a", "state": "available", "note": ""}
+    values = [
+        row | {"region": region, "ami_id": f"ami-{number}"}
+        for region in ("us-east-1", "eu-west-1")
+        for number in range(9, 2, -1)
+    ]
+    shown = history.show(pd.DataFrame(values))
+    lines = str(shown).splitlines()
+    assert lines[-1] == "4 earlier values are in the report."
+    assert [line.split()[0] for line in lines[1:-1]] == ["us-east-1"] * 5 + ["eu-west-1"] * 5
+    assert "ami-9" in lines[1]
+    assert shown._repr_html_().count("ami-3") == 2
+    assert len(str(history.show(pd.DataFrame(values[:5]))).splitlines()) == 6
 
 
 def test_a_history_that_cannot_be_read_has_a_row_with_the_reason(aws: Sandbox, ami: str) -> None:

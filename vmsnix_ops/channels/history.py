@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from types_boto3_ssm.client import SSMClient
 
     from vmsnix_ops.aws.parameters import ParameterVersion
+
+BRIEF = 5
+"""Most values of a region as text on a terminal and in a log; a notebook and the report show all."""
 
 COLUMNS = {
     "region": "AWS region",
@@ -189,4 +192,10 @@ def show(table: pd.DataFrame) -> display.DisplayTable:
         ]
         for row in table.to_dict("records")
     ]
-    return display.make_table(columns, rows, right=("instances",), nothing="The channel has never been set.")
+    whole = display.make_table(columns, rows, right=("instances",), nothing="The channel has never been set.")
+    numbers = table.groupby("region", sort=False).cumcount()
+    newest = [row for row, number in zip(whole.rows, numbers, strict=True) if number < BRIEF]
+    if not (left := len(rows) - len(newest)):
+        return whole
+    text = "1 earlier value is" if left == 1 else f"{left:,} earlier values are"
+    return replace(whole, brief=f"{replace(whole, rows=tuple(newest))}\n{text} in the report.")
