@@ -75,6 +75,12 @@ def test_since_may_be_a_duration(tables: Tables) -> None:
     assert list(history.runs(tables, since=2 * HOUR)["run_id"]) == ["new"]
 
 
+def test_a_state_that_no_ami_has_is_no_typing_mistake(tables: Tables) -> None:
+    tables.append("amis", [ami("ami-1", 0, state="available", system="x86_64-linux")])
+    assert public.amis(tables, state="disabled", system="aarch64-linux").empty
+    assert len(public.amis(tables, state=["available", "disabled"])) == 1
+
+
 def test_a_filter_takes_one_value_or_a_list(tables: Tables) -> None:
     rows = [run(name, hours, status=name) for hours, name in enumerate(("done", "partial", "failed"))]
     tables.append("runs", rows)
@@ -174,6 +180,8 @@ def test_the_age_of_an_ami_is_that_in_aws_and_not_of_its_record(tables: Tables) 
         (lambda t: history.runs(t, since="1 year"), ["years have different lengths"]),
         (lambda t: history.promotions(t, channel="stabel"), ["Did you mean 'stable'?", "Recorded: none"]),
         (lambda t: public.findings(t, rule="public-snapsot"), ["'public-snapshot'"]),
+        (lambda t: public.amis(t, state="avalable"), ["No state 'avalable'", "Did you mean 'available'?"]),
+        (lambda t: public.packages(t, system="x86-64-linux"), ["Did you mean 'x86_64-linux'?"]),
         (lambda t: public.runs("publish"), ["'publish' has no name", "runbook='publish'"]),
         (lambda t: history.runs(t, since=30), ["Invalid since 30", '"30D"']),
         (lambda t: history.runs(t, until="soon"), ["neither a duration nor a date"]),

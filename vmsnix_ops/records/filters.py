@@ -53,7 +53,7 @@ DECLARED: dict[str, Callable[[], Iterable[str]]] = {}
 FULL_NAMES: dict[str, Callable[[str], str]] = {}
 """Functions that return the recorded form of a value, by column; `runbooks.history` adds them."""
 
-OPEN_COLUMNS = ("image", "runbook", "step", "channel", "rule")
+OPEN_COLUMNS = ("image", "runbook", "step", "channel", "rule", "state", "system")
 """Columns in which a value that is not recorded, but similar to a recorded one, is a typing mistake."""
 
 

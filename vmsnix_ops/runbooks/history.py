@@ -70,6 +70,7 @@ from vmsnix_ops.records.history import (
     timings,
     unpack,
 )
+from vmsnix_ops.records.recorded_amis import ARCHITECTURES
 from vmsnix_ops.records.result import KEYS
 from vmsnix_ops.records.run_context import current_run
 from vmsnix_ops.records.secrets import frame_without_secrets
@@ -127,7 +128,15 @@ def _rules() -> Iterable[str]:
     return findings.RULES
 
 
-filters.DECLARED.update(runbook=catalog.names, rule=_rules)
+STATES = (
+    *("active", "available", "completed", "deleted", "deleting", "deregistered", "disabled", "error"),
+    *("failed", "invalid", "pending", "recoverable", "recovering", "transient"),
+)
+"""States of AMIs, snapshots and import tasks in AWS, and of AMIs that were deregistered."""
+
+filters.DECLARED.update(
+    runbook=catalog.names, rule=_rules, state=lambda: STATES, system=lambda: tuple(ARCHITECTURES)
+)
 filters.FULL_NAMES["runbook"] = catalog.full_name
 
 
