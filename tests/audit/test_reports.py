@@ -219,7 +219,7 @@ def test_an_unread_source_does_not_count_for_fail_on(own: Owner) -> None:
 )
 def test_invalid_parameters_are_refused_before_the_scan(parameters: dict[str, Any], message: str) -> None:
     with pytest.raises(errors.ParameterError, match=message):
-        check(**parameters)
+        check("all", **parameters)  # the regions need no name, as in a scan
 
 
 def test_the_second_audit_lists_what_changed(own: Owner, audit: AuditResult) -> None:

@@ -80,8 +80,8 @@ def scan(
 
 @check_arguments
 def check(
-    *,
     regions: str | Iterable[str] = (),
+    *,
     accounts: Iterable[str] = (),
     buckets: Iterable[str] = (),
     one_by_one: OneByOne = "auto",
