@@ -54,12 +54,7 @@ def next_command(runbook: Runbook, values: Mapping[str, Any], *, sandbox: bool) 
 def with_sandbox(text: str, commands: click.Command) -> str:
     """Return a text in which each command of vmsnix that has the option ``--sandbox`` has it.
 
-    Parameters
-    ----------
-    text
-        A text with commands, such as ``Run vmsnix history amis.``.
-    commands
-        The group of all commands.
+    `commands` is the group of all commands.
     """
 
     def with_option(match: re.Match[str]) -> str:
