@@ -34,6 +34,12 @@ def test_every_folder_of_tests_belongs_to_a_part() -> None:
     assert sorted(folders) == sorted((*parts.QUICK, *parts.SEPARATE)), "list it once in tests/parts.py"
 
 
+def test_every_package_has_a_folder_of_tests() -> None:
+    package = ROOT / "vmsnix_ops"
+    packages = [path.parent.relative_to(package) for path in package.rglob("__init__.py")]
+    assert [str(one) for one in packages if not [*(ROOT / "tests" / one).glob("test_*.py")]] == []
+
+
 def test_readme_ci_and_nightly_run_their_parts() -> None:
     readme, ci, recipes = (
         (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", ".ci/run", "justfile")
