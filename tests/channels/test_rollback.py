@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -300,6 +301,16 @@ def test_all_means_every_region_with_the_channel(aws: Sandbox) -> None:
     found = roll_back(regions=["all"])  # read from AWS, because the tables may be lost
     assert {target.region for target in found.targets} == {HOME, EUROPE}
     assert found.apply().status == "done"
+    assert channel_value(aws, HOME) == old
+
+
+def test_with_a_damaged_table_of_promotions_the_regions_must_be_given(aws: Sandbox) -> None:
+    old, _ = promoted(aws, "26.11", "26.12")
+    commits = sorted((Path(load().history) / "promotions" / "_delta_log").glob("*.json"))
+    commits[-1].write_text('{"commitInfo": {"oper')
+    with pytest.raises(errors.RecordsError, match="pass --regions all"):
+        roll_back()
+    roll_back(regions=["all"]).apply()
     assert channel_value(aws, HOME) == old
 
 

@@ -380,7 +380,15 @@ def plan(
 
 def _recorded_regions(tables: RunTables, image: str, channel: str, home: str) -> tuple[str, ...]:
     where = [("image", "==", image), ("channel", "==", channel)]
-    return (home, *sorted(tables.read("promotions", columns=["region"], where=where)["region"]))
+    try:
+        found = tables.read("promotions", columns=["region"], where=where)
+    except errors.RecordsError as error:
+        raise errors.RecordsError(
+            error.what,
+            why=error.why,
+            fix=f"To roll back without the table, give the regions, or pass --regions all. {error.fix}",
+        ) from error
+    return (home, *sorted(found["region"]))
 
 
 def _refuse_missing(target: RollbackTarget, parameter: str) -> RollbackTarget:
