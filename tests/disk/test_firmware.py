@@ -245,6 +245,15 @@ def test_a_gpt_for_sectors_of_4096_bytes_is_refused(tmp_path):
         assert caught.value.offset == 4096
 
 
+def test_an_active_partition_of_a_hybrid_mbr_is_started_by_a_bios():
+    disk = bytearray(gpt((EFI, fat(X86)), code=b"\xeb\x3c"))
+    with open_image(io.BytesIO(bytes(disk))) as image:
+        assert read_firmware(image).boot_mode("x86_64-linux") == "uefi"
+    disk[462:478] = struct.pack("<B3sB3sII", 0x80, b"", 0x83, b"", 2048, 100)
+    with open_image(io.BytesIO(bytes(disk))) as image:
+        assert read_firmware(image).boot_mode("x86_64-linux") == "uefi-preferred"
+
+
 def test_a_gpt_at_byte_512_counts_whatever_is_at_byte_4096():
     disk = bytearray(gpt((BIOS, b"x"), (EFI, fat(X86)), code=CODE))
     disk[4096:4104] = b"EFI PART"

@@ -47,6 +47,16 @@ def test_an_identity_is_cached_with_its_digests(cache: IdentityCache, image: Pat
     assert still_identified(image, surveyed)
 
 
+def test_the_entry_of_another_file_is_not_used(cache: IdentityCache, image: Path, tmp_path: Path) -> None:
+    remember(cache, image)
+    (entry,) = tmp_path.glob("state/identities/*")
+    other = write_raw(tmp_path / "other", scattered(3 * MIB, pieces=5))
+    remember(cache, other)
+    (of_other,) = set(tmp_path.glob("state/identities/*")) - {entry}
+    of_other.write_bytes(entry.read_bytes())
+    assert cache.find(other, parts=False) is None
+
+
 def test_an_identity_without_parts_is_not_enough_for_an_upload_to_s3(
     cache: IdentityCache, image: Path
 ) -> None:

@@ -106,7 +106,9 @@ def read_firmware(image: DiskImage) -> Firmware:
     uefi = frozenset(
         system for one in partitions if one.fat for system in _loaders(image, one.start, one.size)
     )
-    return Firmware(table, uefi, _has_boot_code(_first_sector(image), partitions))
+    first = _first_sector(image)
+    # A BIOS reads the MBR, which can have an active partition beside a GPT (a hybrid MBR).
+    return Firmware(table, uefi, _has_boot_code(first, [*partitions, *_mbr(image, first)]))
 
 
 def read_partitions(image: DiskImage) -> tuple[str, list[Partition]]:
