@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import boto3
@@ -186,6 +187,24 @@ def test_a_second_download_to_a_file_is_refused_with_the_name_of_the_first(
     with pytest.raises(errors.UsageError, match="already exists"):
         download(other, path)
     assert {path.name for path in tmp_path.iterdir() if path.name.startswith("copy")} == {"copy.raw"}
+
+
+def test_a_file_that_the_last_owner_of_the_lock_created_is_not_overwritten(
+    aws, snapshot, tmp_path, monkeypatch
+):
+    path = tmp_path / "copy.raw"
+
+    @contextmanager
+    def lock(*given, **more):
+        with locked(*given, **more):
+            path.write_text("mine")
+            yield
+
+    monkeypatch.setattr(reading, "locked", lock)
+    with pytest.raises(errors.UsageError, match="already exists"):
+        download(snapshot, path)
+    assert path.read_text() == "mine"
+    assert aws.calls.matching(GET) == []
 
 
 def test_the_lock_of_a_killed_download_does_not_count(aws, snapshot, image, tmp_path):
