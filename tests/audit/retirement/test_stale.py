@@ -203,6 +203,20 @@ def test_an_ami_that_is_used_after_it_was_tagged_is_not_retired(
     assert not has_retirement_tags(fleet.tags(ami))
 
 
+def test_a_second_retirement_that_is_undone_restores_the_tags_of_the_first(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ami = fleet.ami()
+    fleet.apply()
+    before = fleet.tags(ami)
+    fleet.ec2.enable_image(ImageId=ami)  # by hand
+    plan = fleet.plan(now=fleet.later(3))
+    meanwhile(monkeypatch, "write_retirement_tags", lambda: use(fleet, ami, "launch template"))
+    (one,) = plan.apply().outcomes
+    assert (one.outcome, fleet.amis()) == ("skipped", {ami: "available"})
+    assert fleet.tags(ami) == before
+
+
 def test_an_ami_that_a_channel_gets_before_it_is_disabled_is_enabled_again(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import threading
 import time
@@ -256,6 +257,28 @@ def test_throttled_blocks_are_sent_more_slowly(monkeypatch, image) -> None:
     # The rate climbs by 0.2 % a block. Of the turns after a throttled answer two were given out before it.
     assert gaps[2:20] == pytest.approx([1 / 10] * 18, rel=0.05)
     assert gaps[22:] == pytest.approx([1 / 5] * 9, rel=0.1)
+
+
+@pytest.mark.parametrize("wrong", [b"other" * (BLOCK // 5) + b"end", bytes(BLOCK), bytes(BLOCK - 1), b""])
+def test_a_block_that_does_not_match_its_checksum_is_downloaded_again(
+    monkeypatch: pytest.MonkeyPatch, wrong: bytes
+) -> None:
+    monkeypatch.setattr(block_worker, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: None))
+    job = TransferJob("digest", "snap-0123456789abcdef0", "", raw=True, threads=1, rate=1e6, budget=60)
+    worker = Worker(job, BlockEndpoint("http://127.0.0.1:1", REGION), Keys("key", "secret"))
+    data = b"block" * (BLOCK // 5) + b"end"
+    checksum = base64.b64encode(hashlib.sha256(data).digest()).decode()
+    short = base64.b64encode(hashlib.sha256(wrong).digest()).decode()  # right, but for too few bytes
+    answers = [
+        Answer(200, body=wrong, checksum=checksum),
+        *([Answer(200, body=wrong, checksum=short)] if len(wrong) < BLOCK else []),
+        Answer(200, body=data, checksum=checksum),
+    ]
+    monkeypatch.setattr(
+        worker, "wire", SimpleNamespace(get=lambda *_, **__: answers.pop(0), keys=worker.wire.keys)
+    )
+    assert worker.digest(7, "token") == (7, hashlib.sha256(data).hexdigest())
+    assert answers == []
 
 
 def test_all_threads_are_active_when_they_wait_and_few_when_they_work() -> None:
