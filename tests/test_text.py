@@ -92,6 +92,16 @@ def test_a_link_to_a_page_is_kept(target: str) -> None:
     assert text.link_target(target) == target
 
 
+@pytest.mark.parametrize("flood", ["\x9d", "\x90a", "\x9f\x98", "\x1b]", "\x1b[", "\x9b1;"])
+def test_sequences_without_an_end_are_searched_in_linear_time(flood: str) -> None:
+    words = flood * 300_000
+    assert text.plain(words) == words  # with quadratic time, this takes an hour
+
+
+def test_the_text_of_a_sequence_ends_at_the_next_one() -> None:
+    assert text.plain("a\x9dtitle\x9dother\x9cb\x1b]0;c\x07d") == "a\x9dtitlebd"
+
+
 def test_a_link_has_no_control_characters() -> None:
     assert text.link_target("\x01../a\x1b\nb\x9f/report.html\x00") == "../ab/report.html"
 

@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 TERMINAL_SEQUENCES = re.compile(
     # CSI (colours, cursor); OSC, DCS, SOS, PM and APC with their text (titles, links, the clipboard); others.
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
-    r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c\n\r]*(?:\x07|\x1b\\|\x9c)"
+    # Another beginning ends their text, as in terminals. Otherwise a search would take quadratic time.
+    r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x90\x98\x9c-\x9f\n\r]*(?:\x07|\x1b\\|\x9c)"
     r"|\x1b(?:[ -/]+[0-~]|[0-OQ-WYZ\\`-~])"
 )
 
