@@ -73,6 +73,9 @@ def test_a_build_shows_the_measurements(tmp_path: Path, monkeypatch: pytest.Monk
     [
         ({}, {"root_hash": "0" * 64}, r"has '0{64}', but the bytes have '[0-9a-f]{64}'"),
         ({}, {"pcr4_sha384": "0" * 96}, r"pcr4_sha384.*has '0{96}', but the bytes have '[0-9a-f]{96}'"),
+        ({}, {"uki_sha384": "0" * 96}, r"uki_sha384.*has '0{96}', but the bytes have '[0-9a-f]{96}'"),
+        ({}, {"uki": "nixos.efi"}, r"uki.*has 'nixos\.efi', but the bytes have 'EFI/BOOT/BOOTX64\.EFI'"),
+        ({}, {"pcr9_sha384": "0" * 96}, r"pcr9_sha384.*has '0{96}', but the bytes have None"),
         ({"words": "vmsnix.interactive=1"}, {"interactive": False}, "interactive.*has False, .* have True"),
         ({"words": "vmsnix.cluster=blue"}, {"cluster": "green"}, "has 'green', but the bytes have 'blue'"),
         ({"sections": {".cmdline": b"quiet"}}, {"interactive": False}, "without such a UKI"),

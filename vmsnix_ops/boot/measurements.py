@@ -256,10 +256,10 @@ def measure(image: DiskImage) -> Measurements | None:
 def read_measurements(image: DiskImage, declared: Mapping[str, object]) -> Measurements | None:
     """Return the measurements of an image, after comparing its store and its description with its bytes.
 
-    `declared` is the object ``attested`` of image-info.json; it is empty for other images. They may have a
-    UKI whose measurements cannot be predicted, and then have none. An image that is declared as attested is
-    refused (ImageFormatError) if its store, root hash, PCRs, cluster or access are not the declared ones, or
-    if its measurements cannot be predicted.
+    `declared` is the object ``attested`` of image-info.json, with names of `Measurements`; it is empty for
+    other images. They may have a UKI whose measurements cannot be predicted, and then have none. An image
+    that is declared as attested is refused (ImageFormatError) if its store or a value is not the declared
+    one, if its bytes have no value of a declared name, or if its measurements cannot be predicted.
     """
     try:
         found = measure(image)
@@ -273,14 +273,11 @@ def read_measurements(image: DiskImage, declared: Mapping[str, object]) -> Measu
         return found
     if found is None:
         raise _not_declared(image, "attested", declared, "an EFI system partition without such a UKI")
-    for key in DECLARED:
-        if key in declared and (declared[key] or None) != (value := getattr(found, key) or None):
-            raise _not_declared(image, key, declared[key], value)
+    values = found.as_dict()
+    for key, value in declared.items():
+        if (value or None) != (values.get(key) or None):
+            raise _not_declared(image, key, value, values.get(key) or None)
     return found
-
-
-DECLARED = ("root_hash", "interactive", "cluster", "pcr4_sha384", "pcr12_sha384")
-"""Fields of ``attested`` in image-info.json that are compared with the bytes."""
 
 
 def _not_declared(image: DiskImage, key: str, declared: object, found: object) -> ImageFormatError:
