@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
 
-from tests.boot.attested_image import make_disk, write_output
+from tests.boot.attested_image import SALT, make_disk, write_output
 from tests.publish.proving import BLOCK, Account, identity
 from vmsnix_ops import errors, prove, publish
+from vmsnix_ops.aws import drift as fields
 from vmsnix_ops.boot import measurements
 from vmsnix_ops.channels import attestation, verify
 from vmsnix_ops.cli.attestation_policy import attestation_policy
@@ -158,27 +160,58 @@ def test_a_proof_measures_the_snapshot_again(published: dict[str, tuple[str, str
     ec2.create_tags(Resources=[ami], Tags=[{"Key": "vmsnix:root-hash", "Value": predicted.root_hash}])
 
 
-def test_a_snapshot_with_a_changed_store_is_not_proven(published: dict[str, tuple[str, str]]) -> None:
-    # The identity of changed bytes, which a forger of the record could give, does not hide the store.
+PARTS = {
+    "kernel": b"a kernel",
+    "initrd": b"an initrd",
+    "command line": b"console=ttyS0",
+    "store": b"a store",
+    "hashes": hashlib.sha256(SALT + b"a store".ljust(4096, b".")).digest(),
+}
+"""A text in each part of the disk. The last bit of its first byte will be changed."""
+
+
+def blocks_of(disk: bytes) -> dict[int, bytes]:
+    found = {at // BLOCK: disk[at : at + BLOCK].ljust(BLOCK, b"\0") for at in range(0, len(disk), BLOCK)}
+    return {at: block for at, block in found.items() if block.strip(b"\0")}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_changed_bit_of_a_snapshot_is_found(
+    published: dict[str, tuple[str, str]], monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
     disk = bytearray(make_disk())
-    disk[disk.index(b"a store") + 9] ^= 1
-    blocks = {
-        at: bytes(disk[at * BLOCK : (at + 1) * BLOCK]).ljust(BLOCK, b"\0")
-        for at in range(-(-len(disk) // BLOCK))
-    }
-    blocks = {at: block for at, block in blocks.items() if block.strip(b"\0")}
-    account = Account(SERVED[0])
-    snapshot = account.snapshot(blocks)
-    pcr4 = published["first"][1]
-    ami = SERVED[0].client("ec2", REGION).register_image(
-        Name="forged", Architecture="x86_64", RootDeviceName="/dev/sda1", VirtualizationType="hvm",
+    disk[disk.index(PARTS[part])] ^= 1
+    blocks = blocks_of(bytes(disk))
+    snapshot = Account(SERVED[0]).snapshot(blocks)
+    ec2, first = SERVED[0].client("ec2", REGION), published["first"][0]
+    (original,) = ec2.describe_images(ImageIds=[first])["Images"]
+    ami = ec2.register_image(
+        Name=f"changed {part}", Architecture="x86_64", RootDeviceName="/dev/sda1", VirtualizationType="hvm",
         BootMode="uefi", TpmSupport="v2.0",
         BlockDeviceMappings=[{"DeviceName": "/dev/sda1", "Ebs": {"SnapshotId": snapshot}}],
-        TagSpecifications=[{"ResourceType": "image", "Tags": [{"Key": "vmsnix:pcr4", "Value": pcr4}]}],
+        TagSpecifications=[{"ResourceType": "image", "Tags": original["Tags"]}],
     )["ImageId"]  # fmt: skip
-    result = prove.plan(amis=[ami], identity=identity(blocks), progress=silent()).apply()
+    measured = "vmsnix:uki", "vmsnix:pcr4"
+
+    in_uki = part not in ("store", "hashes")
+    result = prove.plan(amis=[ami], identity=identity(blocks_of(make_disk())), progress=silent()).apply()
     assert result.verdict == "differs"
-    assert "does not match its root hash" in result.proofs[0].why
+    # The identity of the changed bytes, which a forger of the record could give, does not hide the change.
+    result = prove.plan(amis=[ami], identity=identity(blocks), progress=silent()).apply()
+    if in_uki:
+        noted = [note for note in result.proofs[0].notes if "its bytes have" in note]
+        assert [note.split()[2] for note in noted] == list(measured)
+        assert isinstance(result.error, errors.PartialError)
+        with pytest.raises(errors.DriftError, match=r"The tag vmsnix:(uki|pcr4) of .* is not that of its"):
+            attestation.read(amis=[ami])
+    else:
+        assert result.verdict == "differs"
+        assert "does not match its root hash" in result.proofs[0].why
+    record = next(row for row in expected_amis(open_tables(load())) if row["ami_id"] == first)
+    changed = {**record, "ami_id": ami, "snapshot_id": snapshot}
+    monkeypatch.setattr(verify, "expected_amis", lambda *_tables, **_filters: [changed])
+    drift = set(verify.check(measure=True).drift["field"]) & set(fields.MEASURED)
+    assert drift == ({"uki_sha384", "pcr4_sha384"} if in_uki else {"root_hash"})
 
 
 def test_a_verification_measures_the_snapshots_again(
