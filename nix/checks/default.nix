@@ -59,12 +59,16 @@ let
       ];
     };
 
-  # Without administrator keys the build must stop with a message.
-  noKeys = (changed "ecs-node" { vmsnix.admin.keys = lib.mkForce [ ]; }).config.assertions;
-
+  # Without administrator keys the build must stop with a message, also in a flake that uses only our modules.
   refused = lib.any (
     assertion: !assertion.assertion && lib.hasInfix "vmsnix.admin.keys is empty" assertion.message
-  ) noKeys;
+  );
+  withoutKeys = changed "ecs-node" { vmsnix.admin.keys = lib.mkForce [ ]; };
+  onlyModules =
+    modules: lib.nixosSystem { modules = modules ++ [ { nixpkgs.hostPlatform = system; } ]; };
+  keysInModules = lib.concatMap (user: user.openssh.authorizedKeys.keys) (
+    lib.attrValues (onlyModules (lib.attrValues vmsnix.modules)).config.users.users
+  );
 
   # Without Nix there is nothing to clean up, and a timer for it is an error.
   withoutNix = (changed "gc-fwd" { nix.enable = false; }).config;
@@ -90,9 +94,15 @@ in
 lib.mapAttrs' image self.lib.report.${system}
 // lib.mapAttrs' module vmsnix.modules
 // {
-  keys-are-required = check "keys-are-required" (lib.optional (
-    !refused
-  ) "an image without administrator keys is not refused") "an image without keys is refused";
+  keys-are-required = check "keys-are-required" (
+    lib.optional (
+      !refused withoutKeys.config.assertions
+    ) "an image without administrator keys is not refused"
+    ++ lib.optional (
+      !refused (onlyModules [ vmsnix.modules.base ]).config.assertions
+    ) "the profile base without administrator keys is not refused"
+    ++ map (key: "a module contains the key ${key}") keysInModules
+  ) "an image without keys is refused, and no module contains one";
 
   without-nix = check "without-nix" (
     map (assertion: assertion.message) (lib.filter (assertion: !assertion.assertion) withoutNix.assertions)

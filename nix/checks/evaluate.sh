@@ -8,8 +8,8 @@
 # NIX           the nix to use; nixpkgs requires 2.18 or newer
 #
 # Prints a table, with --json the figures, or with --facts the package facts of an image. Exit status 1: an assertion or a fact is false, there is a warning, or nixosGenerate
-# differs from the package. Each image is evaluated by a process of its own, because Nix frees no memory before it ends: about 1.6 GB
-# (2.4 GB for an attested image) are needed at a time instead of 8 GB.
+# differs from the package. Each image is evaluated by a process of its own, because Nix frees no memory before it ends: up to 3 GB (1 GB
+# with --facts) are needed at a time.
 set -eu
 
 if [ -z "${NIXPKGS_TREE:-}" ]; then

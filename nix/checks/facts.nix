@@ -21,6 +21,7 @@ let
   has = part: whole: lib.hasInfix (text part) (text whole);
   runner = config.services.github-runners.runner or null;
   blocksMetadata = services ? block-instance-metadata && !(config.vmsnix.docker.instanceMetadata or true);
+  blocker = services.block-instance-metadata;
   failed = lib.filter (assertion: !assertion.assertion);
 
   every = {
@@ -47,7 +48,9 @@ let
     "a service starts when its secret has content, and can be stopped" =
       lib.all (unit: !(unit.pathConfig ? PathExists)) (lib.attrValues config.systemd.paths)
       && lib.all (
-        unit: services.${unit}.unitConfig.ConditionFileNotEmpty or [ ] == [ config.systemd.paths.${unit}.pathConfig.PathChanged ]
+        unit:
+        services.${unit}.unitConfig.ConditionFileNotEmpty or [ ] == [ config.systemd.paths.${unit}.pathConfig.PathChanged ]
+        && lib.elem "multi-user.target" config.systemd.paths.${unit}.wantedBy
       ) (lib.filter (unit: config.systemd.paths.${unit}.pathConfig ? PathChanged) (lib.attrNames config.systemd.paths));
     "there is a program that writes secrets in one step" = lib.any (
       package: (package.name or "") == "vmsnix-secret"
@@ -56,9 +59,10 @@ let
     "a machine is online when one interface is" =
       config.systemd.network.wait-online.enable && config.systemd.network.wait-online.anyInterface;
     "instance metadata is requested for five minutes" =
-      has "VMSNIX_METADATA_SECONDS:-300" services.fetch-ec2-metadata.script;
+      has "VMSNIX_METADATA_SECONDS:-300" services.fetch-ec2-metadata.script
+      && !lib.any (limit: services.fetch-ec2-metadata.serviceConfig ? ${limit}) [ "TimeoutSec" "TimeoutStartSec" "RuntimeMaxSec" ];
     "the last line of the metadata fetch is on the console" =
-      services.fetch-ec2-metadata.serviceConfig.StandardOutput == "journal+console"
+      services.fetch-ec2-metadata.serviceConfig.StandardOutput or "" == "journal+console"
       && services.fetch-ec2-metadata.serviceConfig.StandardError or "" == "journal";
     "a small machine has compressed swap" =
       config.zramSwap.enable && config.services.zram-generator.settings.zram0.host-memory-limit or 0 == 4096;
@@ -67,8 +71,10 @@ let
     "containers cannot reach the instance metadata service" =
       config.virtualisation.docker.enable
       -> blocksMetadata
-      && lib.elem "docker.service" services.block-instance-metadata.before
-      && lib.elem "docker.service" services.block-instance-metadata.requiredBy;
+      && lib.hasSuffix "-block-metadata start" blocker.serviceConfig.ExecStart or ""
+      && lib.hasSuffix "-block-metadata stop" blocker.serviceConfig.ExecStop or ""
+      && lib.elem "docker.service" blocker.before
+      && lib.elem "docker.service" blocker.requiredBy;
     "ECS tasks have no awsvpc network, and no instance metadata in it" =
       config.services.ecs-agent.enable
       ->
@@ -79,13 +85,15 @@ let
       runner != null
       ->
         lib.hasPrefix "/var/lib/" (toString runner.workDir)
-        && services.github-runner-runner.environment.HOME == runner.workDir
-        && lib.elem (lib.removePrefix "/var/lib/" runner.workDir) services.github-runner-runner.serviceConfig.StateDirectory;
+        && services.github-runner-runner.environment.HOME or "" == runner.workDir
+        && lib.elem (lib.removePrefix "/var/lib/" (toString runner.workDir)) (
+          lib.toList services.github-runner-runner.serviceConfig.StateDirectory or [ ]
+        );
     "jobs of the runner cannot reach the instance metadata service" =
       runner != null
       ->
         blocksMetadata
-        && has "--uid-owner ${runner.user}" services.block-instance-metadata.environment.VMSNIX_OWNERS;
+        && blocker.environment.VMSNIX_OWNERS or "" == "--uid-owner ${runner.user};--gid-owner nixbld";
 
     # Access.
     "the keys of the administrator are in image-info.json" =
@@ -109,8 +117,8 @@ let
       lib.last (lib.filter (lib.hasPrefix "console=") config.boot.kernelParams)
       == "console=ttyS0,115200n8";
     "instance metadata is not written to /etc" =
-      config.environment.etc."ec2-metadata".mode == "direct-symlink"
-      && config.environment.etc."ec2-metadata".source == "/run/ec2-metadata";
+      config.environment.etc."ec2-metadata".mode or "" == "direct-symlink"
+      && config.environment.etc."ec2-metadata".source or "" == "/run/ec2-metadata";
     "the registration matches the image" =
       register.BootMode == (if config.ec2.efi then "uefi" else "legacy-bios")
       && register.Architecture
@@ -128,15 +136,16 @@ let
     "EC2's services use the directory of the SSH host keys" = lib.all (
       directives: lib.elem "${config.vmsnix.immutable.sshHostKeyDirectory}:/etc/ssh" directives
     ) [
-      services.apply-ec2-data.serviceConfig.BindPaths
-      services.print-host-key.serviceConfig.BindReadOnlyPaths
+      (services.apply-ec2-data.serviceConfig.BindPaths or [ ])
+      (services.print-host-key.serviceConfig.BindReadOnlyPaths or [ ])
     ];
     "the Cachix agent is enabled and has a name" =
       config.services.cachix-agent.enable
       && config.services.cachix-agent.name != ""
-      && services.cachix-agent.environment.CACHIX_AGENT_NAME == config.vmsnix.cachix.agentName;
+      && services.cachix-agent.environment.CACHIX_AGENT_NAME or "" == config.vmsnix.cachix.agentName;
     "the Cachix agent waits for its token" =
       services.cachix-agent.unitConfig.ConditionFileNotEmpty or [ ] == [ config.vmsnix.cachix.tokenFile ];
+    "old deployments are deleted" = config.nix.gc.automatic && has "--delete-older-than" config.nix.gc.options;
     "the SSM agent is enabled" = config.services.amazon-ssm-agent.enable;
     "amazon-init is enabled" = config.virtualisation.amazon-init.enable && services ? amazon-init;
 
@@ -146,7 +155,8 @@ let
       else
         config.boot.loader.grub.devices == [ "/dev/vmsnix-root-disk" ]
         && has "-root-disk %k\", SYMLINK+=\"vmsnix-root-disk\"" config.services.udev.extraRules
-        && has "/dev/vmsnix-root-disk" config.boot.loader.grub.extraPrepareConfig;
+        && has "-root-disk) && " config.boot.loader.grub.extraPrepareConfig
+        && has "-sfn \"/dev/$disk\" /dev/vmsnix-root-disk" config.boot.loader.grub.extraPrepareConfig;
     "only root can read the EFI system partition" =
       config.ec2.efi
       -> config.fileSystems."/boot".fsType == "vfat" && lib.elem "umask=0077" config.fileSystems."/boot".options;
@@ -163,7 +173,7 @@ let
     "the image is nixpkgs' Amazon image, and not an attested one" =
       format == "amazon" && !(config.vmsnix ? attested) && config.nix.enable && config.system.switch.enable;
     "UUIDs, hash seeds and dates of the disk are fixed" =
-      image.SOURCE_DATE_EPOCH == "315532800"
+      image.SOURCE_DATE_EPOCH or "" == "315532800"
       && has "-E hash_seed=" image.preVM
       && has "tune2fs -T now -U " image.buildCommand
       && has "--disk-guid=" image.preVM
@@ -209,19 +219,25 @@ let
       && variant.systemd.repart.partitions."50-data".Label == "vmsnix-data"
       && (mount "/var").device == "/dev/disk/by-partlabel/vmsnix-data"
       && (mount "/home").device == "/var/home"
-      && !lib.any (partition: (partition.repartConfig.Label or "") == "vmsnix-data") (lib.attrValues partitions);
+      && !lib.any (partition: (partition.repartConfig.Label or "") == "vmsnix-data") (lib.attrValues partitions)
+      # The free space of the image is kept for it.
+      && partitions.${partitionIds.store}.repartConfig.PaddingWeight or 0 == 1
+      && lib.all (id: partitions.${id}.repartConfig.Weight or 1 == 0) [ partitionIds.store partitionIds.store-verity ];
     "nothing on the data partition can be executed, except the state of containers" =
       lib.attrNames (lib.filterAttrs (_: each: !notExecutable each.options) data)
       == lib.optional docker "/var/lib/docker"
       && lib.attrNames data
-      == [ "/home" "/var" ] ++ lib.optional docker "/var/lib/docker";
+      == [ "/home" "/var" ] ++ lib.optional docker "/var/lib/docker"
+      && lib.all (each: lib.elem "nodev" each.options) (lib.attrValues data);
     "Docker and the ECS agent start only with empty state after a boot" =
       docker
       ->
-        emptied.unitConfig.RequiresMountsFor == [ "/var/lib/docker" "/var/lib/ecs" ]
-        && lib.hasPrefix "/var/lib/ecs/" agent.environment.ECS_DATADIR
+        emptied.unitConfig.RequiresMountsFor or [ ] == [ "/var/lib/docker" "/var/lib/ecs" ]
+        && lib.hasPrefix "/var/lib/ecs/" agent.environment.ECS_DATADIR or ""
         && emptied.scriptArgs == "/var/lib/docker /var/lib/ecs"
         && has "-mindepth 1 -delete" emptied.script
+        # The script fails if one of the directories does not exist. systemd makes the one that it mounts.
+        && emptied.serviceConfig.StateDirectory or [ ] == [ "ecs" ]
         && emptied.before == [ "docker.service" "ecs-agent.service" ]
         && emptied.requiredBy == emptied.before;
     "users and their passwords are part of the verified store" =
@@ -232,7 +248,7 @@ let
     "no other code is started: no kexec, no hibernation, no partition by its type, no emergency shell" =
       has " nohibernate " cmdline
       && has " systemd.gpt_auto=0 " cmdline
-      && config.boot.kernel.sysctl."kernel.kexec_load_disabled"
+      && config.boot.kernel.sysctl."kernel.kexec_load_disabled" or false == true
       && config.boot.initrd.systemd.emergencyAccess == false
       && !config.systemd.enableEmergencyMode;
 
@@ -278,22 +294,22 @@ let
     # Containers.
     "there are no privileged containers" =
       docker
-      -> agent.environment.ECS_DISABLE_PRIVILEGED == "true"
-      && daemon.default-runtime == "unprivileged"
-      && lib.hasPrefix "/nix/store/" daemon.runtimes.unprivileged.path;
+      -> agent.environment.ECS_DISABLE_PRIVILEGED or "" == "true"
+      && daemon.default-runtime or "" == "unprivileged"
+      && lib.hasSuffix "-unprivileged-runtime" daemon.runtimes.unprivileged.path or "";
     "containers reach neither the TPM and other devices nor the instance metadata service, in any network" =
       docker
-      -> daemon.cgroup-parent == "ecstasks.slice"
-      && daemon.exec-opts == [ "native.cgroupdriver=systemd" ]
+      -> daemon.cgroup-parent or "" == "ecstasks.slice"
+      && daemon.exec-opts or [ ] == [ "native.cgroupdriver=systemd" ]
       && lib.elem "docker.service" config.systemd.slices.ecstasks.requiredBy
-      && containers.DevicePolicy == "closed"
+      && containers.DevicePolicy or "" == "closed"
       && !(containers ? DeviceAllow)
-      && containers.IPAddressDeny == [ "169.254.169.254/32" "fd00:ec2::254/128" ];
+      && containers.IPAddressDeny or [ ] == [ "169.254.169.254/32" "fd00:ec2::254/128" ];
     "the name of the cluster is part of the image, or the only variable that user data sets" =
       services ? ecs-agent
       -> (
         if cluster != null then
-          agent.environment.ECS_CLUSTER == cluster
+          agent.environment.ECS_CLUSTER or "" == cluster
           && !(agent.serviceConfig ? EnvironmentFile)
           && !(config.systemd.paths ? ecs-agent)
           && config.vmsnix.attested.userData == { }
@@ -309,6 +325,7 @@ let
         "\"tpm\":\"v2.0\""
         "--arg root_hash "
         "nitro-tpm-pcr-compute --image"
+        "{$root_hash, pcr4_sha384: $pcrs.PCR4, pcr12_sha384: $pcrs.PCR12}"
       ];
     "UUIDs of the disk are fixed" =
       variant.image.repart.seed != null && variant.image.repart.seed != "random";
