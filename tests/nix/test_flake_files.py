@@ -87,6 +87,24 @@ def test_every_module_is_offered_to_other_flakes() -> None:
     assert offered == profiles | mixins
 
 
+def test_each_test_that_boots_machines_is_listed_as_not_run() -> None:
+    machines = (FLAKE / "checks/vm/default.nix").read_text(encoding="utf-8")
+    tests = re.findall(r"^        ([a-z-]+) = \./", machines, re.MULTILINE)
+    text = (FLAKE / "README.md").read_text(encoding="utf-8").partition("## What was not run")[2]
+    assert len(tests) == 5
+    assert re.findall(r"^  - `vmTests\.([a-z-]+)`", text, re.MULTILINE) == tests
+
+
+def test_every_script_is_part_of_a_module() -> None:
+    scripts = {path.resolve() for path in (FLAKE / "modules").rglob("*.sh")}
+    used = {
+        (path.parent / found).resolve()
+        for path in (FLAKE / "modules").rglob("*.nix")
+        for found in re.findall(r"builtins\.readFile (\S+\.sh)", path.read_text(encoding="utf-8"))
+    }
+    assert used == scripts
+
+
 def test_nothing_reaches_outside_the_flake() -> None:
     """With ``path:`` Nix copies only this folder, so a path outside of it does not exist."""
     for path in NIX_FILES:

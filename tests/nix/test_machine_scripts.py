@@ -24,6 +24,7 @@ MODULES = Path(__file__).parents[2] / "nix/modules"
 FETCH = MODULES / "profiles/fetch-metadata.sh"
 SECRET = MODULES / "secret.sh"
 BLOCK = MODULES / "mixins/docker/block-metadata.sh"
+ROOT_DISK = MODULES / "profiles/root-disk.sh"
 SERVICE = """
 import pathlib, socketserver, sys, time
 sys.path.insert(0, sys.argv[1])
@@ -208,6 +209,43 @@ def test_a_secret_needs_a_plain_file_name(tmp_path: Path, name: str) -> None:
     assert result.returncode == 2
     assert "Usage" in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+# Prints the folder of the device; a partition has a file of that name there, as in /sys.
+DISKS = [
+    ("vbd-768/block/xvda/xvda1", "xvda"),  # Xen
+    ("vbd-768/block/xvda", "xvda"),  # a file system without a partition table
+    ("pci0/nvme/nvme0/nvme0n1/nvme0n1p1", "nvme0n1"),
+    ("pci0/virtio2/block/vda/vda1", "vda"),
+]
+
+
+@pytest.mark.parametrize(("device", "disk"), DISKS)
+def test_the_disk_of_the_root_file_system_is_found(tmp_path: Path, device: str, disk: str) -> None:
+    folder = tmp_path / device
+    folder.mkdir(parents=True)
+    if folder.name != disk:
+        (folder / "partition").write_text("1\n")
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, line in {
+        "stat": 'test "$*" = "--format=%Hd:%Ld /" && echo 202:1',
+        "readlink": f'test "$*" = "--canonicalize-existing /sys/dev/block/202:1" && echo {folder}',
+    }.items():
+        (programs / name).write_text(f"#!/bin/sh\n{line}\n")
+        (programs / name).chmod(0o755)
+
+    def find(*names: str) -> tuple[int, str]:
+        command = ["bash", ROOT_DISK, *names]
+        environment = {"PATH": f"{programs}:{os.environ['PATH']}"}
+        found = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=DEADLINE, env=environment
+        )
+        return found.returncode, found.stdout
+
+    assert find() == (0, f"{disk}\n")
+    assert find(disk) == (0, "")
+    assert find("sdb") == (1, "")
 
 
 # The machine is between a container and the service, each with a network of its own. The rule that sends the
