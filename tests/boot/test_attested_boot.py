@@ -163,6 +163,23 @@ def test_a_changed_bit_of_the_store_is_an_input_output_error(made: Workshop, tmp
     assert "Input/output error" in found.console.read_text(errors="replace")
 
 
+@pytest.mark.long(seconds=40)
+def test_a_changed_bit_of_the_hashes_is_an_input_output_error(made: Workshop, tmp_path: Path) -> None:
+    image = made.make(tmp_path / "changed.raw")
+    prediction, content = predicted(image), image.read_bytes()
+    # The hash of a block is the SHA-256 of the salt in the superblock, and of the block.
+    superblock, block = content.index(b"verity\0\0\x01\0\0\0\x01"), content.index(MARK * 100) // 4096 * 4096
+    (length,) = struct.unpack_from("<H", content, superblock + 80)
+    salt = content[superblock + 88 : superblock + 88 + length]
+    flip(image, content.index(hashlib.sha256(salt + content[block : block + 4096]).digest()))
+    with open_image(image) as disk, pytest.raises(ImageFormatError, match="does not match its root hash"):
+        measurements.check_store(disk, prediction.root_hash)
+    # The changed block has the hashes of 128 blocks, also those of the first program.
+    with pytest.raises(BootFailedError, match="Its kernel panicked"):
+        booted(image, prediction, expect=READABLE)
+    assert "Input/output error" in image.with_suffix(".log").read_text(errors="replace")
+
+
 @pytest.mark.long(seconds=60)
 def test_a_signed_uki_and_the_keys_of_secure_boot_are_measured_as_predicted(
     made: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
