@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import contextlib, json, sys
 from pathlib import Path
-from vmsnix_ops.cli import main, sandbox
+from vmsnix_ops.cli import main, sandbox, shared_sandbox
 from tests.runbooks.shelf import replace_package
 replace_package(Path(sys.argv[1]))
 if int(sys.argv[3]):
@@ -39,10 +39,10 @@ if int(sys.argv[3]):
     aws = Sandbox(state=load().state / FOLDER / "aws")
     populate(aws, regions=("us-east-1", "eu-central-1"), amis=int(sys.argv[3]) // 2)
     aws.stop()
-begin = sandbox.run_sandbox
+shared_sandbox.SPEED, begin = float(sys.argv[2]), sandbox.run_sandbox
 @contextlib.contextmanager
 def print_environment():
-    with begin(speed=float(sys.argv[2])) as served:
+    with begin() as served:
         print("SANDBOX-ENVIRONMENT", json.dumps(served.environment), file=sys.stderr, flush=True)
         yield served
 sandbox.run_sandbox = print_environment

@@ -232,7 +232,7 @@ def _start(state: Path) -> subprocess.Popen[bytes]:
     log = files.create(state / SERVER / LOG, os.O_WRONLY | os.O_TRUNC)
     try:
         process = subprocess.Popen(
-            [sys.executable, "-m", "vmsnix_ops.cli.shared_sandbox", str(state)],
+            [sys.executable, "-m", "vmsnix_ops.cli.shared_sandbox", str(state), str(SPEED)],
             cwd=state / SERVER,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -254,7 +254,7 @@ def _last_line(path: Path) -> str:
     return next((text for text in reversed(lines) if text.strip()), "Its process ended at the start.")
 
 
-def serve(state: Path) -> int:
+def serve(state: Path, speed: float) -> int:
     """Serve the sandbox until no command uses it, and return the exit code."""
     from vmsnix_ops.sandbox import Sandbox
 
@@ -266,7 +266,7 @@ def serve(state: Path) -> int:
     address = state / SERVER / ADDRESS
     users = files.create(state / SERVER / USERS, os.O_RDWR)
     try:
-        sandbox = Sandbox(speed=SPEED, state=state / FOLDER / "aws")
+        sandbox = Sandbox(speed=speed, state=state / FOLDER / "aws")
     except OSError as error:
         echo(str(error), err=True)
         return BUSY if error.errno == errno.EBUSY else 1
@@ -289,4 +289,4 @@ def serve(state: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(serve(Path(sys.argv[1])))
+    sys.exit(serve(Path(sys.argv[1]), float(sys.argv[2])))
