@@ -14,6 +14,7 @@ workflow commands of GitHub Actions   `github_command`, `write_command`
 Markdown, also in a table             `markdown`, `markdown_code`
 HTML text and attributes              `vmsnix_ops.templates`; `html`, `link_target`
 JSON in a page, for its script        `html_json`
+chat, by a webhook                    `chat`
 CSV for spreadsheets                  `write_csv`
 JSON                                  `json`
 labels of a plot                      `plot_label`
@@ -204,6 +205,17 @@ _MARKDOWN = re.compile(
     r"[\\`*\[\]<|~&!#$@]|(?<!\w)_|_(?!\w)|:(?=//|\w+:)|(?<=[wW]{3})\."
     r"|^(?:[-+=>]|\d+(?=[.)](?:\s|$)))"
 )
+
+
+def chat(value: object) -> str:
+    """Return a value as one line for a chat, in which ``<`` begins no link and no mention.
+
+    Source: "Escaping text" in "Formatting message text" of Slack. Others read these entities as HTML.
+
+    >>> chat("<!channel> <https://x.example|log>")
+    '&lt;!channel&gt; &lt;https://x.example|log&gt;'
+    """
+    return line(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def html(value: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.command_line import run_vmsnix, shelf
+from tests.hostile import HOSTILE, assert_safe_lines
 from tests.support import DEADLINE, join
 from vmsnix_ops.errors import SettingsError
 from vmsnix_ops.records.result import where
@@ -179,6 +181,26 @@ def test_the_webhook_is_a_secret(tmp_path: Path) -> None:
         with pytest.raises(SettingsError, match="not an https URL") as again:
             load(tmp_path, {})
         assert "abcdefgh" not in f"{caught.value} {again.value}"
+
+
+@pytest.mark.parametrize("word", [*HOSTILE, "<!channel> <https://evil.example|log> &lt;"])
+def test_a_chat_gets_hostile_text_as_text(hook: Hook, tmp_path: Path, word: str) -> None:
+    assert send(hook, tmp_path, failure={"what": word}) == []
+    (got,) = hook.got
+    assert_safe_lines(got["text"])
+    assert not re.search(r"[<>\n]|&(?!amp;|lt;|gt;)", got["text"])
+
+
+def test_a_topic_gets_hostile_text_as_text(tmp_path: Path) -> None:
+    with sandbox(speed=1000) as aws:
+        topic = aws.client("sns").create_topic(Name="alarms")["TopicArn"]
+        settings = load(tmp_path, {"VMSNIX_NOTIFY_TOPIC": topic})
+        words = "".join(word for word in HOSTILE if word != "\ud800")
+        assert notices.send(FAILED | {"failure": {"what": words}}, settings, aws.environment) == []
+        (topics,) = aws.state.tables.of_kind("topics").values()
+        (message,) = topics[topic].messages
+        assert_safe_lines(message.text)
+        assert json.loads(message.text)["what"] == words
 
 
 def test_a_topic_gets_the_notice(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import urllib.request
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
+from vmsnix_ops import text
 from vmsnix_ops.aws.iam.permissions import needs_of
 from vmsnix_ops.aws.session import session_of
 from vmsnix_ops.aws.topics import publish_message
@@ -127,7 +128,7 @@ def _with_retries(call: Callable[[], None]) -> str:
 
 def _publish(topic: str, payload: Mapping[str, Any], environment: Mapping[str, str]) -> None:
     """Publish a notice to a topic; botocore repeats the request."""
-    message = json.dumps(payload, indent=1, ensure_ascii=False)
+    message = text.json(payload, indent=1)
     subject = f"vmsnix {payload['runbook']} {payload['status']}"
     publish_message(topic, subject, message, group=str(payload["runbook"]), session=session_of(environment))
 
@@ -146,7 +147,7 @@ def _post(url: str, payload: Mapping[str, Any]) -> None:
         handlers.append(urllib.request.ProxyHandler({}))
     request = urllib.request.Request(  # noqa: S310 - the setting is an https URL
         url,
-        json.dumps(payload).encode(),
+        json.dumps({**payload, "text": text.chat(payload["text"])}).encode(),
         {"Content-Type": "application/json", "User-Agent": "vmsnix"},
         method="POST",
     )
