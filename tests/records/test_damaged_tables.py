@@ -148,6 +148,18 @@ def test_a_promotion_with_damaged_tables_sets_the_channel_and_ends_partial(
     assert outcomes.status == ("done" if damage is lose_data_files else "partial")
 
 
+def test_a_promotion_is_recorded_although_the_table_of_amis_is_damaged(
+    aws: object, plan: Callable[..., publish.PublishPlan]
+) -> None:
+    ami_id = plan().apply().ami_id
+    tear_last_commit(Path(load().history) / "amis")
+    outcomes = promote.plan(
+        ami=ami_id, image="sample", regions=[HOME], channel="stable", dry_run=False, progress=silent()
+    ).apply()
+    assert outcomes.status == "partial"
+    assert list(Tables(load().history).read("promotions")["ami_id"]) == [ami_id]
+
+
 def test_unsaved_rows_are_saved_later_once(aws: object, plan: Callable[..., publish.PublishPlan]) -> None:
     history = Path(load().history)
     history.mkdir(parents=True)

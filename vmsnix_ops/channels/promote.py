@@ -563,7 +563,11 @@ def _record_ami(plan: PromotionPlan, context: steps.PromotionContext, *, channel
     failed in the region, the row has no channel.
     """
     ami, source, tables = images.describe_ami(context.ec2, context.ami_id), plan.ami, plan.tables
-    records.record_ami(tables, ami)
+    unsaved: errors.RecordsError | None = None
+    try:
+        records.record_ami(tables, ami)
+    except errors.RecordsError as error:  # the promotion is recorded nevertheless
+        unsaved = error
     row = plan.promotion_row("promote", ami, context.previous_ami_id) | records.facts(context.ec2, ami)
     if ami.region != source.region:
         row |= {"source_ami_id": source.ami_id, "source_region": source.region}
@@ -576,3 +580,5 @@ def _record_ami(plan: PromotionPlan, context: steps.PromotionContext, *, channel
         and records.is_recorded(row, of_ami, records.FACTS)
     ):
         tables.append("promotions", [row])
+    if unsaved is not None:
+        raise unsaved
