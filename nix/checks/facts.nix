@@ -229,6 +229,15 @@ let
       && lib.attrNames data
       == [ "/home" "/var" ] ++ lib.optional docker "/var/lib/docker"
       && lib.all (each: lib.elem "nodev" each.options) (lib.attrValues data);
+    "the data partition has no system extensions, and no home directory except the administrator's" =
+      !lib.any (name: has "sysext" name || has "confext" name) (
+        lib.attrNames config.systemd.units ++ lib.attrNames variant.boot.initrd.systemd.units
+      )
+      && lib.attrNames (
+        lib.filterAttrs (
+          _: user: user.home != "/var/empty" && lib.any (path: lib.hasPrefix path user.home) [ "/home" "/var/" ]
+        ) config.users.users
+      ) == [ config.vmsnix.admin.name ];
     "Docker and the ECS agent start only with empty state after a boot" =
       docker
       ->
