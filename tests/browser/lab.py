@@ -249,7 +249,7 @@ class Opened:
                 if width:
                     self.page.set_viewport_size({"width": width, "height": 1000})
                 self.page.evaluate("() => document.querySelector('.vmsnix-console').scrollIntoView()")
-                assert self.page.evaluate(FITS)
+                self.page.wait_for_function(FITS, timeout=20_000)  # a theme is applied in several steps
                 words = [name, *([str(width)] if width else []), theme.lower()]
                 self.page.screenshot(path=SHOTS / f"console-{'-'.join(words)}.png")
 
