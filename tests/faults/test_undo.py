@@ -101,6 +101,15 @@ def test_resources_of_another_run_of_the_same_image_are_kept(sweep):
     assert sweep.account().empty
 
 
+def test_a_snapshot_that_an_ami_has_since_the_plan_is_kept(sweep):
+    plan = plan_undo(killed(sweep, "import", "ec2:CreateTags"))
+    assert "snapshot" in {leftover.kind for leftover in plan.leftovers}
+    publish.plan(image=str(sweep.image), region=REGION, bucket=BUCKET, progress=silent()).apply()
+    plan.apply()
+    assert sweep.aws.calls.matching("ec2:DeleteSnapshot") == []
+    assert sweep.problems() == []
+
+
 def test_an_object_that_another_tool_imports_is_kept(sweep):
     run_id = killed(sweep, "import", "s3:CompleteMultipartUpload")
     (key,) = sweep.account().objects
