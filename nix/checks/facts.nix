@@ -327,14 +327,14 @@ let
       );
 
     # The output.
-    "image-info.json has the registration, the root hash, the PCRs, the cluster, and whether the image is interactive" =
+    "image-info.json has the registration, the measurements, the cluster, and whether the image is interactive" =
       lib.all (part: has part image.postInstall) [
         (builtins.toJSON { inherit (config.vmsnix.attested) interactive; inherit cluster; })
         "\"registerImage\":${builtins.toJSON register}"
         "\"tpm\":\"v2.0\""
         "--arg root_hash "
-        "nitro-tpm-pcr-compute --image"
-        "{$root_hash, pcr4_sha384: $pcrs.PCR4, pcr12_sha384: $pcrs.PCR12}"
+        "python3 \"$measure\" \"$uki\""
+        "({$root_hash} + $measured)"
       ];
     "UUIDs of the disk are fixed" =
       variant.image.repart.seed != null && variant.image.repart.seed != "random";

@@ -5,19 +5,31 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+import subprocess
+import sys
 import uuid
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tests.disk.test_firmware import EFI, fat, gpt
+from tests.support import DEADLINE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
 USR = uuid.UUID("8484680c-9521-48c6-9c11-b0720656f69e")  # usr partition of x86-64
 USR_VERITY = uuid.UUID("77ff5f63-e7b6-4633-acf4-1565b864c0e6")
 SALT = bytes(range(32))
 SDMAGIC = b"#### LoaderInfo: systemd-stub 262 ####"
+MEASURE = Path(__file__).parents[2] / "nix/modules/profiles/measure-uki.py"
+
+
+def measured_by_the_build(uki: Path) -> dict[str, Any]:
+    """Return what the script of the Nix build prints."""
+    command = [sys.executable, MEASURE, uki]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=True)
+    values: dict[str, Any] = json.loads(done.stdout)
+    return values
 
 
 def make_pe(sections: dict[str, bytes], *, tail: bytes = b"", signature: bytes = b"") -> bytes:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.boot.attested_image import measured_by_the_build
 from tests.boot.attested_linux import MARK, READABLE, TOOLS, UNREADABLE, UP, Workshop, workshop
 from tests.support import require, unavailable
 from vmsnix_ops.boot import measurements, run, tpm
@@ -254,6 +255,8 @@ def test_other_programs_compute_the_same_hashes_of_every_variant(made: Workshop,
                 [*run, f"{pesign} && {verity}"], capture_output=True, text=True, timeout=120, check=True
             ).stdout
             assert printed.split()[0] == prediction.uki_sha256
+            built = measured_by_the_build(work / "uki.efi")
+            assert built == {name: getattr(prediction, name) for name in built}
     finally:
         shutil.rmtree(work)
     assert len(seen) == 1 + len(VARIANTS)  # each variant has another PCR 4

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.boot.attested_image import SALT, make_disk, make_pe, make_verity
+from tests.boot.attested_image import SALT, make_disk, make_pe, make_verity, measured_by_the_build
 from vmsnix_ops.boot import measurements
 from vmsnix_ops.disk import firmware
 from vmsnix_ops.disk.firmware import EFI_SYSTEM, EfiFile, Partition, efi_files
@@ -19,6 +19,8 @@ from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.errors import ImageFormatError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vmsnix_ops.boot.measurements import Measurements
 
 MIB = 2**20
@@ -69,11 +71,21 @@ def check_store(disk: bytes, root_hash: str) -> None:
     ],
     ids=["plain", "bytes after the sections", "signed"],
 )
-def test_the_authenticode_hash_is_that_of_pesign(pe: bytes, sha256: str) -> None:
+def test_the_authenticode_hash_is_that_of_pesign(pe: bytes, sha256: str, tmp_path: Path) -> None:
     # pesign 116: pesign --hash --digest_type=sha256 --in FILE
     hashes = measurements.read_pe(efi_file(pe)).authenticode()
     assert hashes["sha256"] == sha256
     assert len(hashes["sha384"]) == 96
+    (tmp_path / "uki.efi").write_bytes(pe)
+    assert measured_by_the_build(tmp_path / "uki.efi") == {
+        name: value
+        for bank in measurements.BANKS
+        for name, value in {
+            f"uki_{bank}": hashes[bank],
+            f"pcr4_{bank}": measurements.pcr4([hashes], bank),
+            f"pcr12_{bank}": measurements.extend(bank, ()),
+        }.items()
+    }
 
 
 @pytest.mark.parametrize(

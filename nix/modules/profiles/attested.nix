@@ -278,11 +278,12 @@ in
               image.overrideAttrs (previous: {
                 nativeBuildInputs = previous.nativeBuildInputs ++ [
                   pkgs.buildPackages.jq
-                  pkgs.buildPackages.nitrotpm-tools
+                  pkgs.buildPackages.python3
                 ];
                 postInstall = (previous.postInstall or "") + ''
                   disk=${config.image.baseName}.raw
                   uki=${config.system.build.uki}/${config.system.boot.loader.ukiFile}
+                  measure=${./measure-uki.py}
                   info=${lib.escapeShellArg (builtins.toJSON info)}
                   ${builtins.readFile ./attested-output.sh}
                 '';
