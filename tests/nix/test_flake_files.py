@@ -96,11 +96,13 @@ def test_each_test_that_boots_machines_is_listed_as_not_run() -> None:
 
 
 def test_every_script_is_part_of_a_module() -> None:
-    scripts = {path.resolve() for path in (FLAKE / "modules").rglob("*.sh")}
+    scripts = {path.resolve() for kind in ("*.sh", "*.py") for path in (FLAKE / "modules").rglob(kind)}
     used = {
         (path.parent / found).resolve()
         for path in (FLAKE / "modules").rglob("*.nix")
-        for found in re.findall(r"builtins\.readFile (\S+\.sh)", path.read_text(encoding="utf-8"))
+        for found in re.findall(
+            r"(?:builtins\.readFile |\$\{)(\.\S+\.(?:sh|py))", path.read_text(encoding="utf-8")
+        )
     }
     assert used == scripts
 
