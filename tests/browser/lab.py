@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,11 +51,18 @@ sys.exit(main([*sys.argv[4:], "--sandbox", "--no-browser", "--", *options]))
 """
 SPEED = 600.0
 SHOTS = Path(os.environ.get("TEST_SCREENSHOTS") or ROOT / ".cache" / "screenshots")
-FITS = """() => {
+TOO_WIDE = """() => {
+    const whole = document.querySelector('.vmsnix-console'), edge = whole.getBoundingClientRect().right;
+    const scrolling = '.vmsnix-scroll, .vmsnix-log, svg';
     const notebook = document.querySelector('.jp-WindowedPanel-outer');
-    const tables = [...document.querySelectorAll('.vmsnix-console .vmsnix-scroll')];
-    return [notebook, ...tables].every((one) => one.scrollWidth <= one.clientWidth);
+    const boxes = [notebook, ...whole.querySelectorAll('.vmsnix-scroll')];
+    const sideways = boxes.filter((one) => one.scrollWidth > one.clientWidth);
+    const shown = [...whole.querySelectorAll('*')].filter((one) => one.checkVisibility());
+    const cut = shown.filter((one) =>
+        !one.parentElement.closest(scrolling) && one.getBoundingClientRect().right > edge);
+    return [...sideways, ...cut].map((one) => one.outerHTML.slice(0, 200));
 }"""
+"""What scrolls sideways or is cut off at the edge of the console."""
 LOG = """() => {
     const box = document.querySelector('.vmsnix-log');
     const text = box.querySelector('[role=log]');
@@ -243,15 +250,20 @@ class Opened:
 
     def shoot(self, name: str, *, widths: tuple[int, ...] = ()) -> None:
         """Save a picture of the console in both themes, for each width if some are given."""
+        from playwright.sync_api import TimeoutError as PlaywrightTimeout
+
         for theme in ("Dark", "Light"):
             self.browser.set_theme(theme)
             for width in widths or (0,):
                 if width:
                     self.page.set_viewport_size({"width": width, "height": 1000})
                 self.page.evaluate("() => document.querySelector('.vmsnix-console').scrollIntoView()")
-                self.page.wait_for_function(FITS, timeout=20_000)  # a theme is applied in several steps
+                with suppress(PlaywrightTimeout):  # a theme is applied in several steps
+                    self.page.wait_for_function(f"() => ({TOO_WIDE})().length === 0", timeout=20_000)
                 words = [name, *([str(width)] if width else []), theme.lower()]
                 self.page.screenshot(path=SHOTS / f"console-{'-'.join(words)}.png")
+                wide = self.page.evaluate(TOO_WIDE)
+                assert not wide, "\n".join(wide)
 
 
 def open_console(lab: Lab, browser: Browser) -> Opened:

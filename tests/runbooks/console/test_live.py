@@ -192,6 +192,10 @@ def test_the_summary_links_each_ami_to_the_console_of_its_partition() -> None:
         ),
         ({"runbook": "audit-inventory", "amis": 0, "findings_critical": 0}, [">none<"]),
         (
+            {"runbook": "audit-inventory", "findings_low": 2, "findings_acknowledged": 3},
+            ["low: 2, acknowledged: 3"],
+        ),
+        (
             {"runbook": "verify-amis", "amis": 4, "drifted": 3, "unread": 1},
             ["AMIs: 4, drifted: 3, unread: 1"],
         ),

@@ -52,7 +52,6 @@ if TYPE_CHECKING:
 COPIES_FOLDER = "runs"
 MAX_COPIES = 30
 """Maximum number of runs whose copies are kept; older runs are copied again when they are opened."""
-AUDIT_PAGE = "audit.html"
 COPIED_FILES = (archive.NOTEBOOK, archive.REPORT, archive.LOG)
 
 
@@ -86,7 +85,9 @@ def copy_evidence(run_id: str, backend: Backend) -> Evidence:
     except OSError as error:
         problem = f"Could not copy the files: {error.strerror}: {error.filename}."
         return Evidence(location, values=run.values, problem=problem)
-    names = [name for name in (AUDIT_PAGE, *COPIED_FILES, archive.RESULT) if (folder / name).is_file()]
+    names = [
+        name for name in (archive.AUDIT_PAGE, *COPIED_FILES, archive.RESULT) if (folder / name).is_file()
+    ]
     report = folder / archive.REPORT
     return Evidence(
         location,
@@ -101,7 +102,7 @@ def _copy_files(opened: Archive, run: ArchivedRun, folder: Path) -> str:
     """Copy the files that exist, and return the problems with the others."""
     problems = []
     files.write(folder / archive.RESULT, json.dumps(run.values, indent=2, ensure_ascii=False) + "\n")
-    pages = [AUDIT_PAGE] if AUDIT_PAGE in (run.values.get("files") or {}) else []
+    pages = [archive.AUDIT_PAGE] if archive.AUDIT_PAGE in (run.values.get("files") or {}) else []
     for name in (*pages, *COPIED_FILES):
         try:
             files.write(folder / name, opened.read_file(run, name))
@@ -280,7 +281,7 @@ NUMBERS = ("amis", "snapshots", "drifted", "unread", "planned", "kept", "changed
 APPLICABLE = ("done", "partial")
 """Statuses of dry runs whose plan can be applied."""
 LINK_TEXTS = {
-    AUDIT_PAGE: "Audit page",
+    archive.AUDIT_PAGE: "Audit page",
     archive.NOTEBOOK: "Executed notebook",
     archive.REPORT: "HTML report",
     archive.RESULT: "result.json",
@@ -565,7 +566,8 @@ def _facts(values: Mapping[str, Any]) -> Iterator[tuple[str, object, str]]:
             link = ami_url(where or "", ami_id) if values.get("endpoint") == "aws" else ""
             yield f"AMI in {where}" if where else "AMI", marked({**values, "ami_id": ami_id})["ami_id"], link
     yield from ((key.replace("_", " "), values[key], "") for key in SHOWN_VALUES if values.get(key))
-    for title, prefix, names in (("result", "", NUMBERS), ("findings", "findings_", outcomes.SEVERITIES)):
+    findings = (*outcomes.SEVERITIES, "acknowledged")
+    for title, prefix, names in (("result", "", NUMBERS), ("findings", "findings_", findings)):
         known = {name: values[prefix + name] for name in names if isinstance(values.get(prefix + name), int)}
         if known:
             parts = [

@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets
 
 from vmsnix_ops import display, outcomes
+from vmsnix_ops.audit.acknowledgements import COLUMNS as ACKNOWLEDGED
+from vmsnix_ops.audit.acknowledgements import split
 from vmsnix_ops.channels import overview
 from vmsnix_ops.errors import VmsnixError
+from vmsnix_ops.progress import counted
 from vmsnix_ops.records import figures, history, timing_plots, timings
 from vmsnix_ops.runbooks.console.active import ActiveHTML
 from vmsnix_ops.runbooks.console.forms import with_hidden_label
@@ -578,6 +581,9 @@ class AuditTab(Tab):
             started = datetime.fromisoformat(str(run.values["started_at"]))
             self._head.value = fill(_AUDIT_TIME, when=f"{started:%Y-%m-%d %H:%M} UTC")
         self._grid.empty = self.empty if run else NO_AUDITS
+        self._show(frame)
+
+    def _show(self, frame: pd.DataFrame) -> None:
         self._grid.show(frame)
 
 
@@ -603,8 +609,17 @@ class InventoryTab(AuditTab):
     )
 
 
+_FOLDED = """\
+{% if text %}
+<details class="vmsnix-folded"><summary>{{ text }}</summary>
+<div class="vmsnix-scroll" tabindex="0" role="region" aria-label="Acknowledged findings">{{ table }}</div>
+</details>
+{% endif %}
+"""
+
+
 class FindingsTab(AuditTab):
-    """The findings of the newest audit, the highest severity first."""
+    """The findings of the newest audit, the highest severity first; acknowledged ones are folded."""
 
     title = "Findings"
     file = "findings"
@@ -618,6 +633,22 @@ class FindingsTab(AuditTab):
         TabColumn("reason", "", "long"),
         TabColumn("remediation", "fix", "command"),
     )
+
+    def _parts(self) -> list[Any]:
+        self._folded = ipywidgets.HTML("")
+        *above, buttons = super()._parts()
+        return [*above, self._folded, buttons]
+
+    def _show(self, frame: pd.DataFrame) -> None:
+        shown = frame
+        text, table = "", None
+        if "acknowledged_until" in frame:  # not without an audit, nor in one of an earlier version
+            shown, acknowledged = split(frame)
+            names = ("severity", "rule", "region", "resource_id", *ACKNOWLEDGED)
+            text = counted(len(acknowledged), "acknowledged finding") if len(acknowledged) else ""
+            table = display.frame_table(acknowledged[list(names)].head(MAX_ROWS))
+        self._grid.show(shown)
+        self._folded.value = fill(_FOLDED, text=text, table=table)
 
 
 def last_audit(backend: Backend, name: str) -> tuple[pd.DataFrame, ArchivedRun | None]:
