@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 BUCKET = "evidence"
 NASTY = "<script>alert(1)</script>"
+WRITES_PAGE = """
+import os, pathlib
+pathlib.Path(os.environ["VMSNIX_RUN_DIR"], "audit.html").write_text("the page")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -36,19 +40,19 @@ def aws() -> Iterator[Any]:
 
 
 class Links(HTMLParser):
-    """The rows that the page shows without JavaScript: the texts of the cells, and the report's address."""
+    """The rows that the page shows without JavaScript: the texts of the cells, and the addresses of links."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
         self.ended = False
-        self.rows: list[tuple[str, str]] = []
+        self.rows: list[tuple[str, list[str]]] = []
         self.feed(page)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag == "tr":
-            self.rows.append(("", ""))
+            self.rows.append(("", []))
         elif tag == "a":
-            self.rows[-1] = (self.rows[-1][0], dict(attrs)["href"] or "")
+            self.rows[-1][1].append(unquote(dict(attrs)["href"] or ""))
 
     def handle_endtag(self, tag: str) -> None:
         self.ended = self.ended or tag == "table"
@@ -58,7 +62,7 @@ class Links(HTMLParser):
             self.rows[-1] = (f"{self.rows[-1][0]} {data.strip()}".strip(), self.rows[-1][1])
 
 
-def page_of(folder: Path) -> list[tuple[str, str]]:
+def page_of(folder: Path) -> list[tuple[str, list[str]]]:
     return Links((folder / "index.html").read_text()).rows[1:]
 
 
@@ -76,14 +80,18 @@ def put(folder: Path, **values: Any) -> str:
     return run_id
 
 
-def test_the_page_links_the_report_of_each_run(shelf: Shelf) -> None:
-    done = shelf.run("print(1)")
+def test_the_page_links_the_report_of_each_run_and_the_page_of_an_audit(shelf: Shelf) -> None:
+    done = shelf.run(WRITES_PAGE)
     failed = shelf.run("1 / 0")
     rows = page_of(shelf.archive)
     assert [re.search(r"\b(done|failed)\b", text)[0] for text, _ in rows] == ["failed", "done"]  # type: ignore[index]
-    for (text, link), outcome in zip(rows, (failed, done), strict=True):
+    for (text, links), outcome in zip(rows, (failed, done), strict=True):
         assert outcome.run_id in text
-        assert (shelf.archive / unquote(link)).read_bytes() == Path(outcome.report).read_bytes()
+        assert (shelf.archive / links[0]).read_bytes() == Path(outcome.report).read_bytes()
+    assert [[(shelf.archive / one).read_text() for one in links[1:]] for _, links in rows] == [
+        [],
+        ["the page"],
+    ]
     assert not failed.problems
 
 
@@ -159,14 +167,17 @@ def test_runs_that_end_at_once_are_all_in_the_list_of_a_bucket(aws: Any, tmp_pat
     assert all(one in page for one in ids)
 
 
-def test_a_run_in_a_bucket_links_its_report(shelf: Shelf, aws: Any) -> None:
-    outcome = shelf.run("print(1)", archive=f"s3://{BUCKET}/runs", environment=aws.environment)
+def test_a_run_in_a_bucket_links_its_report_and_its_page(shelf: Shelf, aws: Any) -> None:
+    outcome = shelf.run(WRITES_PAGE, archive=f"s3://{BUCKET}/runs", environment=aws.environment)
     assert outcome.problems == ()
     page = aws.client("s3").get_object(Bucket=BUCKET, Key="runs/index.html")
     assert page["ContentType"].startswith("text/html")
-    ((text, link),) = Links(page["Body"].read().decode()).rows[1:]
+    ((text, (report, audit)),) = Links(page["Body"].read().decode()).rows[1:]
     assert outcome.run_id in text
-    assert f"s3://{BUCKET}/runs/{unquote(link)}" == outcome.report
+    assert f"s3://{BUCKET}/runs/{report}" == outcome.report
+    kept = aws.client("s3").get_object(Bucket=BUCKET, Key=f"runs/{audit}")
+    assert kept["Body"].read() == b"the page"
+    assert kept["ContentType"].startswith("text/html")
 
 
 def test_a_list_that_cannot_be_written_does_not_change_the_status_of_a_run(shelf: Shelf) -> None:

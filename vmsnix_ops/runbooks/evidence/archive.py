@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from types_boto3_s3.client import S3Client
 
 NOTEBOOK, REPORT, RESULT, LOG = "notebook.ipynb", "report.html", "result.json", "log.txt"
+AUDIT_PAGE = "audit.html"
 JOURNAL = "journal.jsonl"  # of a publish, to undo it
 FLEET = "fleet.json"  # the targets of a fleet
 LOCK = ".running"  # locked while the run's process is alive

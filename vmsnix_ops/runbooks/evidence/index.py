@@ -121,16 +121,22 @@ def _row(archive: Archive, values: Mapping[str, Any], status: str) -> dict[str, 
     """Return the row of a run from its ``result.json``, without secrets."""
     amis = values.get("amis")
     by_region = amis.values() if isinstance(amis, dict) else ()
-    # Relative, so that the links also work in a copy of the archive.
-    _, _, stored = str(values.get("report") or "").rpartition("/objects/")
-    report = f"objects/{stored}" if archive.remote else f"{values.get('run_id')}/{archives.REPORT}"
+    files_of_run = values.get("files") or {}
+
+    def link(name: str, place: object) -> str:
+        """Return the address of a file, relative, so that it also works in a copy of the archive."""
+        _, _, stored = str(place or "").rpartition("/objects/")
+        address = f"objects/{stored}" if archive.remote else f"{values.get('run_id')}/{name}"
+        return address if place else ""
+
     row = {name: values.get(name) for name in TEXTS} | {
         **places(values),
         "status": status,
         "dry_run": is_dry_run(values),
         "seconds": values.get("seconds"),
         "amis": list(dict.fromkeys(str(one) for one in (values.get("ami_id"), *by_region) if one)),
-        "report": report if values.get("report") else "",
+        "report": link(archives.REPORT, values.get("report")),
+        "page": link(archives.AUDIT_PAGE, (files_of_run.get(archives.AUDIT_PAGE) or {}).get("place")),
         "error": (values.get("failure") or {}).get("what"),
     }
     kept = {name: value for name, value in row.items() if value}
@@ -140,7 +146,7 @@ def _row(archive: Archive, values: Mapping[str, Any], status: str) -> dict[str, 
 
 COLUMNS = [
     PageColumn("started_at", "started (UTC)", kind="time", width=8.6, below="run_id", link="report"),
-    PageColumn("runbook", width=8, below="image_name", filter=True, group=True),
+    PageColumn("runbook", width=8, below="image_name", link="page", filter=True, group=True),
     PageColumn(
         *("status", "status"),
         below="error",
@@ -153,7 +159,10 @@ COLUMNS = [
     PageColumn("amis", "AMIs", width=11.4),
     PageColumn("region", width=7.5, below="account", filter=True, group=True),
     PageColumn("user", "by", width=5.2, below="host", filter=True, group=True),
-    *(PageColumn(one, hidden=True) for one in ("run_id", "report", "image_name", "error", "account", "host")),
+    *(
+        PageColumn(one, hidden=True)
+        for one in ("run_id", "report", "page", "image_name", "error", "account", "host")
+    ),
 ]
 
 
@@ -168,7 +177,7 @@ def _page(rows: Mapping[str, dict[str, Any]]) -> str:
             "dry_run": "dry run" if row.get("dry_run") else "",
             "seconds": seconds if isinstance(seconds := row.get("seconds"), int | float) else None,
             "amis": " ".join(map(str, row.get("amis") or ())),
-            "report": quote(str(row.get("report") or "")),
+            **{name: quote(str(row.get(name) or "")) for name in ("report", "page")},
         }
         for run_id, row in rows.items()
     ]
