@@ -7,7 +7,9 @@
   const AROUND = 12; // rows above and below those in view, for the Tab key
   const FLEXIBLE = 9; // least width of a column without a width, in rem
   const SENTENCE = 60; // characters of a cell of an output that needs a wide column
+  const SENTENCES = [20, 12, 8, 6]; // least widths of such a column, in rem: the first with which its table fits
   const FEW = 50; // rows up to which all groups are open
+  const KINDS = 12; // words of a column of an output up to which its rows can be filtered
   const {compare: collate} = new Intl.Collator("en", {numeric: true});
   const isEmpty = (value) => value === null || value === "";
   const order = (a, b) => (typeof a === "number" && typeof b === "number" ? a - b : collate(a, b));
@@ -253,13 +255,26 @@
     if (!head.length || rows.length < 2 || rows.some((row) => row.cells.length !== head.length)) return;
     const read = (text) => (text === "-" ? "" : /^-?[\d,]+(\.\d+)?$/.test(text) ? Number(text.replaceAll(",", "")) : text);
     const values = rows.map((row) => [...row.cells].map((one) => read(one.textContent.trim())));
-    const columns = head.map((one, number) => ({label: one.textContent, value: (row) => values[row][number]}));
-    head.forEach((one, number) => { // otherwise IDs, which cannot be broken, leave a sentence a word a line
-      if (values.some((row) => String(row[number]).length > SENTENCE)) one.style.minWidth = "20rem";
+    const search = rows.length > 8;
+    const columns = head.map((one, number) => {
+      const words = new Set(values.map((row) => row[number]));
+      const few = words.size <= KINDS && 2 * words.size <= rows.length;
+      const filter = search && few && ![...words].some((one) => Number.isFinite(one) || one.length > SENTENCE);
+      return {label: one.textContent, filter, value: (row) => values[row][number]};
     });
+    // Otherwise IDs, which cannot be broken, leave a sentence a word a line.
+    const sentences = head.filter((_, number) => values.some((row) => String(row[number]).length > SENTENCE));
+    rows.forEach((row) => sentences.forEach((one) => { row.cells[one.cellIndex].style.overflowWrap = "anywhere"; }));
+    const fits = (width) => {
+      sentences.forEach((one) => { one.style.minWidth = `${width}rem`; });
+      return table.offsetWidth <= table.parentElement.clientWidth;
+    };
+    const fit = () => { if (!SENTENCES.some(fits)) fits(SENTENCES[0]); }; // it scrolls sideways in any case
+    fit();
+    if (sentences.length) window.addEventListener("resize", fit);
     const toolbar = make("div", {className: "tools"});
     table.before(toolbar);
-    control({columns, count: rows.length, toolbar, search: rows.length > 8, heads: head.map((one, number) => ({head: one, column: columns[number]})),
+    control({columns, count: rows.length, toolbar, search, heads: head.map((one, number) => ({head: one, column: columns[number]})),
       draw: (items) => table.tBodies[0].replaceChildren(...items.map((item) => rows[item]))}).update();
   }
 
