@@ -173,6 +173,8 @@ def test_tables_that_cannot_be_read_make_the_drift_unknown(aws: Sandbox) -> None
     error = overview.error_of(frame)  # other regions may have channels
     assert error is not None
     assert error.why == row["problem"]
+    assert "vmsnix history rebuild" in error.why
+    assert error.fix == ""  # no action is missing
     assert row["problem"] in html.unescape(channels.page(frame))
 
 

@@ -362,11 +362,15 @@ def error_of(frame: pd.DataFrame) -> errors.PartialError | None:
     """Return the error of a frame in which something is unknown; ``None`` if all was read."""
     if not (problems := problems_of(frame)):
         return None
+    of_tables = frame.attrs.get("problem", "")  # has its own fix
+    refused = any(text not in ("", of_tables) for text in frame["problem"])
     more = f" {number_of(len(problems) - 1, 'more reason')} in the column problem." if problems[1:] else ""
     return errors.PartialError(
         "Some channels could not be read completely.",
         why=problems[0] + more,
-        fix="Allow the missing actions (vmsnix iam-policy auditor), or leave these regions out.",
+        fix="Allow the missing actions (vmsnix iam-policy auditor), or leave these regions out."
+        if refused
+        else "",
     )
 
 
