@@ -146,6 +146,10 @@ def test_a_promotion_with_damaged_tables_sets_the_channel_and_ends_partial(
     }
     assert {row.step for row in outcomes.rows if row.outcome == "failed"} <= {"record"}
     assert outcomes.status == ("done" if damage is lose_data_files else "partial")
+    if outcomes.error:
+        assert outcomes.error.what.startswith(
+            "The promotion is partial: 2 of 2 regions succeeded, 2 could not be recorded."
+        )
 
 
 def test_a_promotion_is_recorded_although_the_table_of_amis_is_damaged(

@@ -31,7 +31,7 @@ from vmsnix_ops.interrupts import stopping
 from vmsnix_ops.progress import Progress, counted, current
 from vmsnix_ops.publish.home import ONE_OF_MANY, check_home
 from vmsnix_ops.publish.journal import record_outcomes, record_run
-from vmsnix_ops.publish.outcomes import CONFLICT, RegionStep, record_region
+from vmsnix_ops.publish.outcomes import CONFLICT, RECORD, RegionStep, record_region
 from vmsnix_ops.publish.parameters import check_public
 from vmsnix_ops.records import acts
 from vmsnix_ops.records.run_context import current_run
@@ -439,7 +439,7 @@ def _apply(plan: PromotionPlan) -> PromotionResult:
                 raise _interrupted() from error
             raise
     rows = [row for target in plan.targets for row in done[target.region]]
-    failed = {row.region for row in rows if row.outcome == "failed" and row.step != "record"}
+    failed = {row.region for row in rows if row.outcome == "failed" and row.step != RECORD}
     amis = {one.region: one.ami_id for one in contexts if one.ami_id and one.region not in failed}
     rows += plan.announce(amis, refused=refused[0] if refused else "")
     result = PromotionResult(tuple(rows), plan)

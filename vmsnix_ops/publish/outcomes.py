@@ -32,6 +32,8 @@ COLUMNS = {
 """Columns of `Outcomes.frame`."""
 
 ANNOUNCE = "announce"
+RECORD = "record"
+"""Step of a row for a region whose result could not be recorded."""
 CONFLICT = "conflict"
 """Step of a row for a channel that was changed between plan and write."""
 MARKED = {**{name: f"✓ {name}" for name in SUCCEEDED}, "failed": "✗ failed"}
@@ -112,7 +114,8 @@ class Outcomes(Result):
             return self.failed[0].error or errors.VmsnixError(f"{self.job} failed.", why=self.failed[0].why)
         of_regions = [row for row in self.rows if row.step != ANNOUNCE]  # that row is about the topic
         regions = list(dict.fromkeys(row.region for row in of_regions))
-        bad = {row.region for row in of_regions if row.outcome == "failed"}
+        bad = {row.region for row in of_regions if row.outcome == "failed" and row.step != RECORD}
+        lost = {row.region for row in of_regions if row.outcome == "failed"} - bad
         why = "; ".join(f"{row.region}, {row.step}: {row.why}" for row in self.failed)
         good = f"{len(regions) - len(bad)} of {counted(len(regions), 'region')}"
         if self.dry_run:
@@ -121,11 +124,12 @@ class Outcomes(Result):
                 why=why,
                 fix="Correct the cause, or leave those regions out, then make the plan again.",
             )
+        good += " succeeded" + (f", {len(lost)} could not be recorded" if lost else "")
         unrecorded = [row.error for row in self.failed if isinstance(row.error, errors.UnrecordedActError)]
         kind = errors.UnrecordedActError if unrecorded else errors.PartialError
         # Another run does not resolve a conflict: a person must decide which value is right.
         fix = " ".join(error.fix for error in self.conflicts) or self.fix
-        return kind(f"{self.job} is partial: {good} succeeded.", why=why, fix=fix)
+        return kind(f"{self.job} is partial: {good}.", why=why, fix=fix)
 
     def frame(self) -> pd.DataFrame:
         """Return one row for each region and step, with the columns `COLUMNS`."""
@@ -197,12 +201,12 @@ def record_region(rows: Sequence[RegionStep], region: str, *records: Callable[[]
             record()
         except (errors.AwsError, errors.RecordsError) as error:
             failures.append(error)
-    if not failures or any(one.step == "record" and one.region == region for one in rows):
+    if not failures or any(one.step == RECORD and one.region == region for one in rows):
         return list(rows)
     first = failures[0]
     ami_id = next((one.ami_id for one in rows if one.ami_id), "")
     best_effort = any(one.best_effort for one in rows)
     row = RegionStep(
-        region, "record", "failed", why=str(first), ami_id=ami_id, best_effort=best_effort, error=first
+        region, RECORD, "failed", why=str(first), ami_id=ami_id, best_effort=best_effort, error=first
     )
     return [*rows, row]
