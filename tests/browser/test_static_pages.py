@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -62,6 +63,8 @@ def test_every_page_fits_into_the_window_and_axe_finds_no_serious_fault(
 ) -> None:
     if not AXE.is_file():
         unavailable("axe", f"{AXE} does not exist; .ci/foreign axe installs it")
+    from playwright.sync_api import TimeoutError as PlaywrightTimeout
+
     SHOTS.mkdir(parents=True, exist_ok=True)
     problems: dict[str, list[str]] = {}
     with browse() as browser:
@@ -71,6 +74,8 @@ def test_every_page_fits_into_the_window_and_axe_finds_no_serious_fault(
             page.goto(path.as_uri())
             for width in (1440, 1024):
                 page.set_viewport_size({"width": width, "height": 1000})
+                with suppress(PlaywrightTimeout):  # the page is laid out again after the change of its width
+                    page.wait_for_function(f"() => ({TOO_WIDE})().length === 0", timeout=20_000)
                 problems[f"{name}, {width}"] = page.evaluate(TOO_WIDE)
                 page.screenshot(path=SHOTS / f"page-{name}-{width}-{scheme}.png", full_page=True)
             page.evaluate(AXE.read_text())
