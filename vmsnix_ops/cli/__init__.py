@@ -35,7 +35,7 @@ COMPLETING = "_VMSNIX_COMPLETE"  # set by the completion script of click
 COMMANDS: dict[str, tuple[str, str]] = {
     "help": ("vmsnix_ops.cli.about:show_help", "Show the help of a runbook or a command."),
     "list": ("vmsnix_ops.cli.runbooks:list_runbooks", "List the runbooks with purpose and effect."),
-    "runbooks": ("vmsnix_ops.cli.runbooks:runbooks", "Create own runbooks; compare or reset your copies."),
+    "runbooks": ("vmsnix_ops.cli.runbooks:runbooks", "Create your own runbooks; compare or reset copies."),
     "run": ("vmsnix_ops.cli.run:run", "Run a runbook; `vmsnix run NAME` is the same as `vmsnix NAME`."),
     "demo": ("vmsnix_ops.cli.demo:demo", "Publish a small image to a local sandbox."),
     "fleet": ("vmsnix_ops.cli.fleet:fleet", "Run many runbooks from a plan file."),

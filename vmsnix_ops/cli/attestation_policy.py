@@ -28,10 +28,10 @@ def attestation_policy(
     accept_interactive: bool,
     accept_host_only: bool,
 ) -> None:
-    """Print the statement of a KMS key policy that only instances of these attested AMIs fulfil.
+    """Print a KMS key policy statement that allows the key only to instances of attested AMIs.
 
-    The measurements come from the bytes of each AMI's snapshot. The statement is printed on standard output;
-    what it does not guarantee, on standard error.
+    The measurements come from the bytes of each AMI's snapshot. Standard output gets the statement; standard
+    error lists what it does not guarantee.
     """
     from vmsnix_ops.channels import attestation
 

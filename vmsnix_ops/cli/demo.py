@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 def demo(image: str | None, as_json: bool, keep: bool, fresh: bool) -> int:
     """Publish an image to a local sandbox with the notebook 20-publish-ami, and show the result.
 
-    Needs no AWS account and no Nix, and does not use the network. The account is that of `--sandbox` of other
-    commands: `vmsnix runs --sandbox` shows the run.
+    Needs no AWS account and no Nix, and does not use the network. Other commands use the same account
+    with `--sandbox`: `vmsnix runs --sandbox` shows the run.
     """
     from vmsnix_ops.cli.next_steps import next_command
     from vmsnix_ops.cli.output import open_display, show_end

@@ -47,7 +47,7 @@ DEFAULT_PLAN = "fleet.toml"
     "--workers",
     type=click.IntRange(min=0),
     default=0,
-    help="Number of worker processes on this machine; 0 is one per core.",
+    help="Worker processes on this machine; 0 is the plan's number, or one per core.",
 )
 @click.option(
     "--ledger",

@@ -158,7 +158,7 @@ def iam_policy(
 ) -> None:
     """Print the smallest policy of a job, or a trust policy, as JSON.
 
-    The actions are those that the code declares.
+    The policy allows only the actions that the job needs.
     """
     from vmsnix_ops import errors
     from vmsnix_ops.audit import policies as audit

@@ -72,7 +72,7 @@ _jupyterlab_options = click.argument(
 @_no_browser_option
 @_jupyterlab_options
 def console(sandbox: bool, folder: Path | None, port: int, no_browser: bool, options: tuple[str, ...]) -> int:
-    """Open the console in a browser: a form for every runbook. It is on 127.0.0.1 only.
+    """Open the console in a browser: a form for every runbook, on 127.0.0.1 only.
 
     Relative paths in parameters start at the current folder, as for `vmsnix NAME`.
     """

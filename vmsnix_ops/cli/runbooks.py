@@ -70,7 +70,7 @@ def list_runbooks(as_json: bool) -> None:
 
 @click.group()
 def runbooks() -> None:
-    """Create own runbooks; compare or reset the copies that `vmsnix lab` opens.
+    """Create your own runbooks; compare or reset the copies that `vmsnix lab` opens.
 
     To list the runbooks, use `vmsnix list`.
     """
@@ -113,7 +113,7 @@ def reset(names: tuple[str, ...], folder: Path | None) -> None:
 @runbooks.command()
 @click.argument("name", metavar="NAME")
 def new(name: str) -> None:
-    """Create an own runbook, in the first folder of the setting `runbooks`. It lists the recorded AMIs.
+    """Create a runbook of your own in the first folder of the setting `runbooks`. It lists the recorded AMIs.
 
     NAME is the name of the command, such as weekly-report.
     """

@@ -274,7 +274,7 @@ def repair(run_id: str, as_json: bool, archive: str, sandbox: bool) -> int:
 @runs.command()
 @archive_options
 def index(archive: str, sandbox: bool) -> None:
-    """Write the page with the list of all runs again, from the entries of all runs.
+    """Rebuild index.html in the archive, the page that lists all runs.
 
     Each run updates index.html in the archive when it ends. Use this for runs of earlier versions.
     """

@@ -37,12 +37,12 @@ NOTHING_GIVEN = (None, None, None, None)
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
-    help="TCP port on 127.0.0.1 of a sandbox of its own; 0: a free one.",
+    help="TCP port on 127.0.0.1 of a separate sandbox; 0 chooses a free one.",
 )
 @click.option(
     "--speed",
     type=click.FloatRange(min=0, min_open=True),
-    help="Sandbox seconds per real second of a sandbox of its own.  [default: 1]",
+    help="Sandbox seconds per real second of a separate sandbox.  [default: 1]",
 )
 @click.option(
     "--state",
@@ -73,9 +73,9 @@ def sandbox_command(
 ) -> None:
     """Run a local AWS in the foreground, and print the export lines for a shell.
 
-    boto3, the AWS CLI and other tools can use it. Stop it with Ctrl-C. It is the account of `vmsnix demo` and
-    of `--sandbox`, and its resources are kept; with --port, --speed, --state or --limits, it is a sandbox of
-    its own.
+    boto3, the AWS CLI and other tools can use it. Stop it with Ctrl-C. `vmsnix demo` and
+    `--sandbox` use the same account, which is kept. With --port, --speed, --state or --limits, this starts a
+    separate sandbox.
     """
     from vmsnix_ops.sandbox.serve import serve
 
