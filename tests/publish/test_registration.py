@@ -82,13 +82,15 @@ def test_concurrent_import_and_direct_leave_one_snapshot_and_report_it(aws, plan
     plans = {"import": plan(verify="sample"), "direct": direct(plan, verify="sample")}
     snapshots = dict(zip(plans, both_snapshots(aws, *plans.values()), strict=True))
     order = [winner, *({*plans} - {winner})]
-    results = [plans[via].finish(plans[via].register(snapshots[via])) for via in order]
+    registered = {via: plans[via].register(snapshots[via]) for via in order}
+    results = [plans[via].finish(registered[via]) for via in order]
 
     there = left()
     assert len(there.amis) == len(there.snapshots) == 1
     assert {(one.ami_id, one.snapshot_id) for one in results} == {(there.amis[0], there.snapshots[0])}
     assert there.snapshots[0] == snapshots[winner].snapshot_id
     assert [one.outcome for one in results] == ["created", "reused"]
+    assert all(one.snapshot.verified for one in registered.values())  # the second one compared the first's
     assert there.objects == []
 
 
@@ -107,7 +109,8 @@ def test_the_second_publisher_reports_a_snapshot_that_it_may_not_delete(aws, pla
 
 
 def test_the_second_publisher_keeps_the_snapshot_of_another_ami(aws, plan, left):
-    plans = plan(), direct(plan)
+    messages = Messages()
+    plans = plan(), direct(plan, progress=messages.progress)
     first, second = both_snapshots(aws, *plans)
     aws.client("ec2", REGION).register_image(
         Name="theirs",
@@ -118,6 +121,7 @@ def test_the_second_publisher_keeps_the_snapshot_of_another_ami(aws, plan, left)
     plans[0].register(first)
     assert plans[1].register(second).snapshot.snapshot_id == first.snapshot_id
     assert sorted(left().snapshots) == sorted([first.snapshot_id, second.snapshot_id])
+    assert "delete-snapshot" not in str(messages)  # it is used
 
 
 def test_two_publishers_with_other_prefixes_share_one_import(aws, plan, left):
