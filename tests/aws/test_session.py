@@ -112,7 +112,19 @@ assert retry(call, "NotYet") == "done" and len(calls) == 2
     assert (done.stdout, done.stderr) == ("", "")
 
 
-def test_a_throttled_call_names_the_limit():
-    answer = {"Error": {"Code": "RequestThrottledException"}, "Reason": "RESOURCE_LEVEL_THROTTLE"}
-    with pytest.raises(errors.AwsError, match="This limit is fixed"), calling("read a block"):
+@pytest.mark.parametrize(
+    ("code", "reason", "limit"),
+    [
+        ("RequestThrottledException", "RESOURCE_LEVEL_THROTTLE", "This limit is fixed"),
+        (
+            "RequestThrottledException",
+            "ACCOUNT_THROTTLED",
+            "The account reached its quota for GetSnapshotBlock requests",
+        ),
+        ("ThrottlingException", "", "The account reached its quota for GetSnapshotBlock requests"),
+    ],
+)
+def test_a_throttled_call_names_the_limit(code, reason, limit):
+    answer = {"Error": {"Code": code}, "Reason": reason}
+    with pytest.raises(errors.AwsError, match=limit), calling("read a block"):
         raise ClientError(answer, "GetSnapshotBlock")
