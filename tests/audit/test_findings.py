@@ -350,7 +350,7 @@ def test_an_ami_whose_newest_proof_differs_is_critical(own: Owner, audit: Any, t
     found = audit().by("proof-differs")
     assert {one["severity"] for one in found.values()} == {"critical"}
     assert set(found) == {changed, disabled}
-    assert "on 2026-11-02, found other content" in found[changed]["reason"]
+    assert "on 2026-11-02, found that it does not contain" in found[changed]["reason"]
     assert found[changed]["evidence"] == f"table proofs: content, expected identity {'b' * 64}"
     assert found[changed]["remediation"] == Command.of(
         "aws ec2 disable-image --region {region} --image-id {resource_id}", region=REGION, resource_id=changed
@@ -434,7 +434,7 @@ def test_a_rule_without_rows_finds_nothing(own: Owner, audit: Any) -> None:
 
 
 def test_the_documentation_lists_every_rule() -> None:
-    page = (Path(__file__).parents[2] / "docs/how-to/audit.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs/reference/findings.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\S+)` \| ([a-z, ]+) \| (.*) \|$", page, re.MULTILINE)
     shown = {name: (severity, text) for name, severity, text in rows}
     code = {

@@ -253,7 +253,7 @@ def not_published_by_us(data: AuditData) -> pd.DataFrame:
 
 @rule("medium")
 def drifted(data: AuditData) -> pd.DataFrame:
-    """Find AMIs that differ from what was recorded when they were published and promoted."""
+    """Find AMIs that differ from the records of their publish, promotions and retirements."""
     expected = {(row["ami_id"], row["region"]): row for row in data.expected}
     amis = data.amis[data.amis["resource_id"].isin({ami_id for ami_id, _ in expected})]
     snapshots = _snapshots(data, amis)
@@ -282,14 +282,14 @@ def drifted(data: AuditData) -> pd.DataFrame:
 
 @rule("critical")
 def proof_differs(data: AuditData) -> pd.DataFrame:
-    """Find AMIs whose newest proof found other content than that of the published image."""
+    """Find AMIs that do not contain the published image, according to their newest proof."""
     proofs = _differing(data)
     amis = data.amis[data.amis["resource_id"].isin(proofs.index)]
     disabled = amis["state"] == "disabled"
     command = "aws ec2 disable-image --region {region} --image-id {resource_id}"
     return findings_for(
         amis,
-        "Its newest proof, on {day}, found other content than that of the published image. {advice} Change "
+        "Its newest proof, on {day}, found that it does not contain the published image. {advice} Change "
         f"its references to another AMI, find out who changed it, and delete it. {UNTIL_THEN}",
         evidence="table proofs: {difference}, expected identity {expected}",
         remediation=commands_for(command, amis).mask(disabled, None),
@@ -354,7 +354,7 @@ def _snapshots(data: AuditData, amis: pd.DataFrame) -> dict[str, Snapshot]:
 
 @rule("low")
 def unreferenced(data: AuditData) -> pd.DataFrame:
-    """Find AMIs that vmsnix did not publish and nothing uses."""
+    """Find AMIs that nothing uses and that vmsnix did not publish."""
     amis = data.amis
     return findings_for(
         amis[_is_unused(amis) & (amis["state"] == "available") & amis["digest"].isna()],
@@ -367,7 +367,7 @@ def unreferenced(data: AuditData) -> pd.DataFrame:
 
 @rule("low")
 def retirement_due(data: AuditData) -> pd.DataFrame:
-    """Find AMIs and snapshots that vmsnix published and a retirement would retire or delete now."""
+    """Find AMIs and snapshots from vmsnix that a retirement would retire or delete now."""
     rows = data.of_kind("ami", "snapshot", "direct-upload")
     fixes, _ = _retirement_fixes(data, rows)
     rows = rows[fixes.notna()]
@@ -899,7 +899,7 @@ def s3_leftover(data: AuditData) -> pd.DataFrame:
     )
     unused = findings_for(
         some[sure & ~importing],
-        "No running import reads it. Publishing deletes what it uploaded, but this object was left.",
+        "A publish deletes its upload, but this object was left. No running import reads it.",
         evidence="{source}",
         subject="{source}",
         remediation="aws s3api delete-object --bucket {bucket} --key={name}",
@@ -956,7 +956,7 @@ def import_tasks(data: AuditData) -> pd.DataFrame:
 
 @rule("high")
 def contains_package(data: AuditData) -> pd.DataFrame:
-    """Find AMIs that contain a package of the parameter packages, such as openssl older than 3.0.15."""
+    """Find AMIs that contain a package in the parameter packages, such as openssl<3.0.15."""
     parts = []
     for wanted in data.criteria.packages:
         rows = data.packages[data.packages["name"] == wanted.name]
@@ -982,7 +982,7 @@ def contains_package(data: AuditData) -> pd.DataFrame:
 
 @rule("medium")
 def contents_unknown(data: AuditData) -> pd.DataFrame:
-    """Find AMIs whose packages are not recorded, if the parameter packages is given."""
+    """Find AMIs whose packages are not recorded; only with the parameter packages."""
     amis = data.amis
     if not data.criteria.packages:
         return findings_for(amis.head(0), "")
@@ -1030,7 +1030,7 @@ def unread(data: AuditData) -> pd.DataFrame:
 
 @rule("info")
 def not_read_one_by_one(data: AuditData) -> pd.DataFrame:
-    """Find regions with too many AMIs to read the launch permissions of each one."""
+    """Find regions with so many AMIs that the launch permissions of each one were not read."""
     import pandas as pd
 
     regions = [
