@@ -270,7 +270,7 @@ def test_a_retirement_that_can_announce_nothing_does_nothing_and_ends_with_3(
     with pytest.raises(errors.PartialError, match="Done: nothing") as caught:
         finish(result)
     assert caught.value.exit_code == 3
-    assert "Could not announce it in" in str(caught.value)
+    assert "Could not record it first in" in str(caught.value)
     assert (irreversible_calls(fleet), fleet.amis()) == (before, states)
     assert all("vmsnix:deleting" not in fleet.tags(one) for one in (first, second))
 
@@ -394,7 +394,7 @@ def test_a_promotion_that_cannot_announce_a_revocation_changes_nothing_more(
     with pytest.raises(errors.PartialError) as caught:
         finish(found)
     assert caught.value.exit_code == 3
-    assert "Could not announce it in" in str(caught.value)
+    assert "Could not record it first in" in str(caught.value)
     assert fleet.permissions(ami) == [{"UserId": OTHER_ACCOUNT}]
 
 

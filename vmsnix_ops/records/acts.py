@@ -76,19 +76,19 @@ def announce(act: str, resource: str, region: str = "") -> None:
             files.make_folder(place.folder)
         files.append_line(path, json.dumps(line), durable=True)
     except OSError as error:
-        why = f"Could not announce it in {path}: {error.strerror or error}."
+        why = f"Could not record it first in {path}: {error.strerror or error}."
         if isinstance(error.__context__, VmsnixError):  # the error after which this action cleans up
             why += f" It was part of undoing a failed run: {error.__context__}"
         if place.announced:
             done = list(place.announced)
             if len(done) > LISTED:
-                done[:-LISTED] = [f"{len(done) - LISTED} other actions"]
+                done[:-LISTED] = [f"{len(done) - LISTED} other requests"]
             why += f" Done before it: {', '.join(done)}."
         raise UnrecordedActError(
             f"{act} of {resource} was not done.",
             why=why,
             announced=place.announced,
             fix="Free disk space or correct the folder's permissions, then run the same command again: it "
-            "continues with the other actions.",
+            "continues with the other requests.",
         ) from error
     place.announced.append(f"{act} of {resource}")

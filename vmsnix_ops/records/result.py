@@ -31,7 +31,7 @@ KEYS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "run_id": (str, "Run ID."),
     "runbook": (str, "Name of the runbook."),
     "status": (str, "done, failed, cancelled, partial (work or evidence is missing); running until the end."),
-    "interactive": (bool, "Whether another program than vmsnix executed the cells, such as JupyterLab."),
+    "interactive": (bool, "Whether a program other than vmsnix executed the cells, such as JupyterLab."),
     "exit_code": (int, "0 done, 1 failed, 2 usage error, 3 partial."),
     "ami_id": (str, "AMI that was published or found."),
     "snapshot_id": (str, "Snapshot of its root device."),
@@ -43,7 +43,7 @@ KEYS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "parameters": (dict, "Every parameter with its value."),
     "modified": (
         bool,
-        "Whether the cells of the notebook differed from those of the package; null for an own runbook.",
+        "Whether the cells of the notebook differed from those of the package; null for your own runbooks.",
     ),
     "dry_run": (bool, "Whether the run only planned and changed nothing."),
     "plan_fingerprint": (

@@ -172,7 +172,7 @@ RUNS = Schema(
         text("host", "Host name of the machine that ran it."),
         text("version", "Version of vmsnix_ops."),
         count("attempt", "Number of the attempt; each attempt of a resumed run has a row."),
-        flag("interactive", "Whether another program than vmsnix executed the cells."),
+        flag("interactive", "Whether a program other than vmsnix executed the cells."),
         count("journal_entries", "Number of entries of the run's journal `evidence.jsonl`."),
         text(
             "journal_sha256",
@@ -413,11 +413,11 @@ ACKNOWLEDGEMENTS = Schema(
         text("action", "Kind of change.", required=True, values=("acknowledged", "withdrawn")),
         time("recorded_at", "When this row was written.", "UTC", required=True),
         time("until", "When the finding counts again; empty in a withdrawal.", "UTC"),
-        text("reason", "Why the finding is acceptable, or why this no longer applies."),
+        text("reason", "Why the finding is acceptable, or why the acknowledgement was withdrawn."),
         text("user", "Operating system user who did it."),
         text(
             "severity",
-            "Severity of the finding then. The acknowledgement does not cover a higher one.",
+            "Severity when it was acknowledged. The acknowledgement does not cover a higher one.",
             required=True,
             values=outcomes.SEVERITIES,
         ),
@@ -482,7 +482,7 @@ RETIREMENTS = Schema(
         text("name", "Name of the resource."),
         _IMAGE,
         _DIGEST,
-        text("ami_id", "AMI that a snapshot was retired, restored or deleted with."),
+        text("ami_id", "AMI with which a snapshot was retired, restored or deleted."),
         json("reasons", "Reasons from the plan."),
         json("shared_with", "Accounts and groups that lost access (retired) or regained it (restored)."),
         time("deprecated_before", "Deprecation time before the retirement.", "UTC"),
@@ -503,7 +503,7 @@ PLANS = Schema(
         time("planned_at", "When the plan was made.", "UTC", required=True),
         _ENDPOINT,
         text("fingerprint", "Fingerprint of the plan, 16 hexadecimal digits.", required=True),
-        json("facts", "What will be done, and what was read to decide it, by name.", required=True),
+        json("facts", "Planned changes, and the facts that they depend on, by name.", required=True),
     ),
 )
 
