@@ -40,9 +40,8 @@ HEAD = """# Permissions
 
 <!-- Written by `python docs/permissions_page.py`: change it and aws/iam/permissions.py. -->
 
-`vmsnix iam-policy` prints the smallest IAM policy of each job, for any partition. Every function that calls
-AWS declares the permissions that it needs, and the policy of a job is the sum of them. Limit a policy with
-account, region and bucket. The default bucket is that of `vmsnix.toml`:
+`vmsnix iam-policy` prints the smallest IAM policy of each job, for any partition. Limit the policy to an
+account, a region and a bucket. The default bucket is that of `vmsnix.toml`:
 
 ```sh
 vmsnix iam-policy publisher --bucket acme-vmsnix-images --account 012345678901 --region eu-central-1
@@ -61,9 +60,9 @@ vmsnix iam-policy bucket --bucket acme-vmsnix-images
 vmsnix iam-policy github-oidc-trust --account 012345678901 --repository acme/images
 ```
 
-The tests run every job on the sandbox with exactly its policy, and once more without each permission.
-Without it the job ends with an error that names the action or, if only a check needs the action, with a
-warning.
+If a permission is missing, the job fails with an error that names the action. If only a check needs the
+action, the job prints a warning. The tests run every job on the sandbox with exactly its policy, and once
+more without each permission.
 
 History on S3 (`history = "s3://..."`) needs `s3:ListBucket` on that bucket and `s3:GetObject`,
 `s3:PutObject`, `s3:DeleteObject` below its prefix. For an archive on S3 (`archive = "s3://..."`) attach the
@@ -74,71 +73,69 @@ policy of `vmsnix iam-policy archivist`.
 These policies allow changing, deleting, sharing and reading only resources with the tag `vmsnix:digest` (on
 this page: *our* resources). A person or job with such a policy cannot make another resource ours:
 
-- **Existing resources** get new tags only if they have the tag `vmsnix:digest`. That tag itself can neither
-  be changed nor removed.
-- **New resources** get tags only inside the call that creates them (`ec2:CreateAction`).
-- **A call that creates a resource names its source.** AMIs are registered from our snapshots and copied
-  from our AMIs, and only our AMIs can be launched. `${*}` in an ARN of these policies matches the new
-  resource, which has no ID yet, and never an existing one.
-- **AMIs of a bundle in S3** (instance store) cannot be shared, launched or changed: these actions are
+- **Existing resources** can be tagged only if they have the tag `vmsnix:digest`. That tag itself cannot be
+  changed or removed.
+- **New resources** can be tagged only in the request that creates them (`ec2:CreateAction`).
+- **The source of a new resource must be ours**: AMIs can be registered only from our snapshots, and only our
+  AMIs can be copied or launched. (`${*}` in an ARN of these policies matches a new resource, which has no ID
+  yet, but never an existing one.)
+- **Instance store AMIs** (from a bundle in S3) cannot be shared, launched or changed: these actions are
   allowed only on AMIs whose `ec2:RootDeviceType` is `ebs`.
 - **Roles**: only `vmimport` can be passed, and only to VM Import (`vmie.amazonaws.com`).
-- **Secrets**: a policy that allows reading parameters does not allow decrypting them. An explicit Deny on
-  `kms:Decrypt` through Systems Manager is part of each such policy.
+- **Secrets**: each policy that allows reading parameters has an explicit Deny on decrypting them
+  (`kms:Decrypt` through Systems Manager).
 - **A KMS key** (`--kms-key`, or `kms_key` of `vmsnix.toml`): a publisher may use it only through EBS and S3
   (`kms:ViaService`), and may grant it only to AWS services (`kms:GrantIsForAWSResource`). The policy of the
   role `vmimport` has no such condition, because AWS does not document through which service VM Import uses
   the key; only VM Import may assume this role.
 
-The tests attack every policy with a foreign AMI, a foreign snapshot with data, a secret and a role.
+The tests try to reach a foreign AMI, a foreign snapshot, a secret and a role with every policy.
 
 ## Which policies you must not combine
 
-AWS has no condition that covers two sources of a snapshot. A person who may use these sources must not also
-be able to share or read the result. Therefore `vmsnix iam-policy` refuses to print one policy for both:
+Two of the publisher's policies allow making a snapshot ours that vmsnix did not create, because AWS has no
+condition that prevents it. An identity with such a policy must not be able to share or read snapshots:
 
-- **`publisher`** (by import) tags the snapshot that VM Import made. It may not delete, share or read
-  snapshots, nor make AMIs public.
-- **`publisher --via direct --incremental`** starts a snapshot from any other one. It may not share or read
-  snapshots, nor make AMIs public.
-- **`publisher --via direct`** starts only snapshots without a parent, so every upload sends all blocks.
-  With `--public` and `--verify` it may also share and read them.
+- **`publisher`** (`--via import`) allows tagging the snapshot that VM Import made. It does not allow
+  deleting, sharing or reading snapshots, or making AMIs public.
+- **`publisher --via direct --incremental`** allows starting a snapshot from any other one. It does not allow
+  sharing or reading snapshots, or making AMIs public.
+- **`publisher --via direct`** allows starting only snapshots without a parent, so every upload sends all
+  blocks. With `--public` and `--verify` it also allows sharing and reading them.
 
-Do not attach two of these to one identity, nor one of the first two together with `promoter`, `retirer`,
-`smoke-tester`, `prover` or `verifier --blocks`. Use a separate identity for what the first two do not allow:
+Do not attach two of these to one identity. Do not attach one of the first two together with `promoter`,
+`retirer`, `smoke-tester`, `prover` or `verifier --blocks`. Use a separate identity for what the first two do
+not allow:
 
 - **Compare with the image:** with the policy of `verifier --blocks`, run
   `vmsnix publish --image FILE --via direct --verify whole --dry-run`. A dry run changes nothing.
 - **Make public:** with the policy of `promoter --public`, run `vmsnix promote --ami AMI --public`.
-- **Undo a publish by import:** run `vmsnix undo RUN` with the publisher's policy, which deletes
-  the upload and cancels the import, and again with the retirer's policy, which deletes the snapshot. Each
-  run reports what is left.
+- **Undo a publish with `--via import`:** run `vmsnix undo RUN` twice: with the publisher's policy, to delete
+  the upload and cancel the import, then with the retirer's policy, to delete the snapshot.
 
 ## Remaining risks
 
-- **A copy without tags can be made ours.** VM Import leaves its snapshot untagged. The snapshot has the
-  parent volume `vol-ffffffff`, as every snapshot that was copied from another region or account. A
-  publisher by import can tag such a copy if it has no `Name`, no `vmsnix:` tag and no tag of AWS Backup or
-  Data Lifecycle Manager. The publisher cannot read, share or delete it, but can register a private AMI of
-  it. Others whose policy covers our resources (`promoter`, `retirer`, `smoke-tester`, `prover`,
-  `verifier --blocks`) can then use it: a retirement deletes snapshots without an AMI after the retention
-  period. Tag copies that you want to keep, or publish with `--via direct`.
-- **An incremental publisher can start from any snapshot.** `ebs:ParentSnapshot` compares the ARN of the
-  parent and not its tags. The child contains the parent's data and is ours. The publisher cannot read or
-  share it, but can register a private AMI of it.
-- **A publisher can register a bundle in S3**, also one of another owner, if the bucket lets EC2 read it.
-  `RegisterImage` then names no snapshot, and AWS has no condition key for the bundle. The AMI is private,
-  has our tags, and no policy here can use it. Deregister it as an administrator.
-- **A smoke test runs what a publisher registered.** A publisher by import or an incremental publisher
-  can add such a copy or child to an AMI as a second disk. The system of the AMI can read that disk. Start
-  smoke tests in a subnet without outgoing connections, and do not let publishers read the console output.
+- **A publisher with `--via import` can make an untagged copy of a snapshot ours.** VM Import does not tag its
+  snapshots. They have the parent volume `vol-ffffffff`, like every snapshot that was copied from another
+  region or account. So the publisher can tag such a copy, unless it has a `Name`, a `vmsnix:` tag, or a tag
+  of AWS Backup or Data Lifecycle Manager. The publisher can register a private AMI of the copy, but cannot
+  read, share or delete it. Identities with another of our policies can then use it, and a retirement can
+  delete it. Tag copies that you want to keep, or publish with `--via direct`.
+- **An incremental publisher can start from any snapshot**, because `ebs:ParentSnapshot` compares the ARN of
+  the parent and not its tags. The new snapshot contains the parent's data and is ours. The publisher can
+  register a private AMI of it, but cannot read or share it.
+- **A publisher can register an instance store AMI** from any bundle in S3 that EC2 may read, because AWS has
+  no condition key for the bundle. The AMI is private, and no policy here allows using it. Deregister it as an
+  administrator.
+- **A smoke test runs what a publisher registered.** A publisher with `--via import`, or an incremental one,
+  can add such a snapshot to an AMI as a second disk, which programs in the AMI can read. Start smoke tests in
+  a subnet without outgoing connections, and do not let publishers read the console output.
 - **A smoke tester can start our AMIs with any user data**, in any subnet and with any security group of the
   account, but without an instance profile.
 - **Auditor, audit member and retirer read user data.** They read complete launch templates, launch
-  configurations, container recipes, and parameters that are no SecureStrings. Keep secrets out of all of
+  configurations, container recipes, and all parameters except SecureStrings. Keep secrets out of all of
   these.
-- **An archivist can replace evidence** below the prefix of `archive`. Keep it in a bucket with versions. An
-  explicit Deny keeps an archivist out of the uploads if `vmsnix.toml` does not say which bucket has them.
+- **An archivist can replace evidence** below the prefix of `archive`. Keep it in a bucket with versioning.
 - **A promoter decides what a channel serves.** `ssm:PutParameter` covers every channel below the prefix,
   and `sns:Publish` every topic of the account unless `--topic` names one.
 - **The bootstrap policy is as powerful as an administrator's.** Anyone who may write the policy and the
@@ -176,7 +173,8 @@ def page() -> str:
         lines.append(f"| {' | '.join(cells)} |")
     note = (
         "\n`sts:GetCallerIdentity` needs no permission. *import* and *direct* are the two methods of a "
-        "publish; *incremental*, *public* and *verify* are what these parameters add to *direct*.\n"
+        "publish. *incremental*, *public* and *verify* are additional permissions of *direct* for these "
+        "parameters.\n"
     )
     shown = ("publisher", "promoter", "archivist", "bootstrap")
     others = "\n".join(f"vmsnix iam-policy {kind}" for kind in KINDS if kind not in shown)

@@ -617,7 +617,7 @@ JOB_RUNS: dict[str, JobRun] = {
         reported=dict.fromkeys(audit_policies.auditor_actions(), audit_two_accounts)
         | {"ec2:DescribeRegions": audit_all_regions},
     ),
-    "audited": JobRun(
+    "audit member": JobRun(
         audit_a_member_completely,
         reported=dict.fromkeys(audit_policies.member_actions(), audit_a_member)
         | {"ec2:DescribeRegions": audit_all_regions_of_a_member},
@@ -649,7 +649,7 @@ JOB_RUNS: dict[str, JobRun] = {
         more_than="verify AMIs",
     ),
     "prove": JobRun(prove_an_ami),
-    "prove by an archive": JobRun(
+    "prove from an archive": JobRun(
         prove_by_an_archive,
         only_when={"s3:ListBucket": an_archived_result_is_missing},
         more_than="prove",

@@ -676,7 +676,7 @@ def _make_public(plan: PublishParameters, built: Built, ami_id: str) -> None:
         if plan.via != "import":
             raise
         raise error.with_fix(
-            "A publisher by import may not share AMIs. The AMI is registered and private. To make it "
+            "A publisher with --via import may not share AMIs. The AMI is registered and private. To make it "
             "public, use the policy of vmsnix iam-policy promoter --public and run: vmsnix promote --ami "
             f"{ami_id} --region {plan.region} --public --confirm-public "
             f"{confirmation(plan.account, built.keys)} --no-dry-run"
@@ -709,9 +709,10 @@ def _verify(plan: PublishParameters, snapshot: SnapshotStep) -> SnapshotStep:
             if plan.via != "import":
                 raise
             raise error.with_fix(
-                "A publisher by import may not read snapshots. Publish without --verify, then compare with "
-                f"the policy of vmsnix iam-policy verifier --blocks: vmsnix publish --image {built.path} "
-                f"--region {plan.region} --via direct --verify {plan.verify} --dry-run"
+                "A publisher with --via import may not read snapshots. Publish without --verify, then "
+                "compare with the policy of vmsnix iam-policy verifier --blocks: "
+                f"vmsnix publish --image {built.path} --region {plan.region} --via direct "
+                f"--verify {plan.verify} --dry-run"
             ) from error
         entry.bytes = compared.blocks * BLOCK_BYTES
         text = f"{compared.blocks} of {compared.of} blocks were read back and match the image"

@@ -326,20 +326,20 @@ def publisher_actions(
     """
     reason = ""
     if via == "import":
-        who, fix = "A publisher by import", "Use --via direct"
+        option, fix = "--via import", "Use --via direct"
         reason = (
             "VM Import does not tag its snapshots, so AWS cannot distinguish them from copies of other "
             "snapshots. A publisher that may tag them must not share or read snapshots."
         )
     elif incremental:
-        who, fix = "An incremental publisher", "Leave --incremental out"
+        option, fix = "--incremental", "Leave it out"
         reason = (
-            "It may start from any snapshot, because AWS cannot compare the tags of a parent. Such a "
-            "publisher must not share or read snapshots."
+            "An incremental publisher may start from any snapshot, because AWS cannot compare the tags of a "
+            "parent. So it must not share or read snapshots."
         )
     if reason and (public or verify):
         raise errors.UsageError(
-            f"{who} cannot have {'--public' if public else '--verify'}.",
+            f"{'--public' if public else '--verify'} cannot be combined with {option}.",
             why=reason,
             fix=f"{fix}, or grant it separately: vmsnix iam-policy "
             f"{'promoter --public' if public else 'verifier --blocks'}",
