@@ -36,6 +36,8 @@ IMAGE_OPERATION = re.compile(
 )
 """The operations of EC2 that have a row of their own even when they are not emulated."""
 
+TITLES = {"rbin": "Recycle Bin"}
+"""Titles of services whose ID in botocore's models is not their name."""
 FOLDED = 5  # longer lists of names are folded
 TOOL_TESTS = ("tests/foreign/test_*.py", "tests/test_other_tools.py", "tests/sandbox/s3/test_other_tools.py")
 
@@ -43,24 +45,25 @@ HEAD = """# What the sandbox emulates
 
 <!-- Written by `python -m docs.sandbox_page`: change it and vmsnix_ops/sandbox. -->
 
-**Use the sandbox** to try the runbooks, to test programs that publish and copy AMIs, and to test how they
-handle failures. It checks signatures, policies, parameters and checksums; its states take time; it answers
-with AWS's error codes. It is one process on 127.0.0.1 and needs no account.
+The sandbox is a local AWS in one process on 127.0.0.1, and needs no AWS account. Use it to try the runbooks,
+and to test programs that publish and copy AMIs. It checks signatures, policies, parameters and checksums, and
+returns AWS's error codes. Resources are pending for some time, as on AWS.
 
-**It cannot show** whether an image boots (its instances run nothing: use the
-[boot test](../how-to/boot-an-image.md)), whether VM Import accepts an operating system, how long AWS takes,
-or recent changes of AWS. Before you rely on a new job, run it once in an AWS account
+**It cannot show** whether VM Import accepts an operating system, how long AWS takes, or recent changes of
+AWS. Its instances run nothing: to check whether an image boots, use the
+[boot test](../how-to/boot-an-image.md).
+Before you rely on a new job, run it once in an AWS account
 ([compare AWS and the sandbox](../how-to/record-aws.md)).
 
 **Start it** with `vmsnix sandbox` (it prints the environment variables for a shell), with the option
 `--sandbox` of a runbook, or in [Python](python.md#sandbox).
 
-**Start it with content**: `vmsnix sandbox --seed demo`, or `sandbox(seed="demo")` in Python, fills an empty
-account with two years of published images: some dozens of AMIs in three regions with channels, instances,
-launch templates, Auto Scaling groups, shared and public AMIs, drift and leftovers. The command fills the
-account of `vmsnix demo` and `--sandbox`, unless it has AMIs of yours, and its tables with the matching runs,
-steps, AMIs, promotions and retirements; in Python, the attribute `records` has the rows. The content and its
-ages are always the same.
+**Start it with content**: `vmsnix sandbox --seed demo`, or `sandbox(seed="demo")` in Python. This fills an
+empty account with two years of published images: some dozens of AMIs in three regions with channels,
+instances, launch templates, Auto Scaling groups, shared and public AMIs, drift and unfinished uploads. The
+content and its ages are always the same. The command fills the account of `vmsnix demo` and `--sandbox`, and
+the tables of its runs. It refuses an account that has AMIs. In Python, the attribute `records` has the rows
+of the tables.
 
 **What is not emulated is refused** with the error `NotImplemented` (HTTP status 501), which names the
 operation, parameter or value. The sandbox never ignores a parameter.
@@ -77,14 +80,13 @@ SHORTER
 |---|---|
 TOOLS
 
-How these tools compare: [](other-tools.md).
+[Other tools](other-tools.md) compares some of them.
 
 ## Limits and durations
 
 `vmsnix sandbox --limits aws`, or `sandbox(limits="aws")` in Python, refuses requests above the rates of AWS.
-They are off by default. They follow the sandbox's clock: at `--speed 60`, sixty times as many requests a
-second are answered. Each limit is a token bucket: a request takes a token, and tokens are added at a constant
-rate.
+Each limit is a token bucket: a request takes a token, and tokens are added at a constant rate. The limits are
+off by default. They follow the sandbox's clock: `--speed 60` allows sixty times as many requests a second.
 
 | operation | bucket | tokens a second | error |
 |---|---:|---:|---|
@@ -101,8 +103,8 @@ These quotas are always on:
 | COPIES copies of snapshots to a region at once | `ResourceLimitExceeded` |
 | TASKS imports of snapshots at once | `ResourceCountLimitExceeded` |
 
-AWS publishes no durations, except that a time-based copy takes at most the given time. The sandbox takes, in
-sandbox time:
+AWS publishes no durations, except that a time-based copy takes at most the given time. The durations of
+the sandbox, in sandbox time, are:
 
 | what | seconds | public reports |
 |---|---|---|
@@ -123,15 +125,15 @@ run. On two cores that also ran other programs:
 | DescribeImages of 10,000 AMIs in one answer | 0.25 s | 4.2 s | 0.06 | 13 |
 | PutSnapshotBlock, 64 connections | 1.0 ms | not emulated | | |
 
-The sandbox started in 0.4 s (moto: 1.3 s). After 1 GiB to S3 and 1 GiB of blocks it had used at most 67 MiB
-of memory (moto after the same 1 GiB to S3: 629 MiB).
+The sandbox started in 0.4 s (moto: 1.3 s). It used at most 67 MiB of memory for 1 GiB to S3 and 1 GiB of
+blocks (moto for 1 GiB to S3: 629 MiB).
 
-**Do not measure uploads with it**: the sandbox accepted 610 blocks a second, 0.39 times as many as nginx,
-which discards them. `just bench-upload` therefore sends to nginx.
+**Do not measure uploads with the sandbox**: it accepted 610 blocks a second, 0.39 times as many as nginx,
+which discards them. `just bench-upload` sends to nginx.
 
 ## Operations
 
-*yes*: with every parameter in the models of botocore BOTOCORE. *partly*: all but the listed parameters and
+*yes*: with every parameter in the models of botocore BOTOCORE. *partial*: all but the listed parameters and
 values.
 
 """
@@ -227,7 +229,8 @@ def _service_section(service: Service) -> str:
     others = [name for name in names if name not in emulated]
     shown = [name for name in others if service.name == "ec2" and IMAGE_OPERATION.search(name)]
     rest = [name for name in others if name not in shown]
-    lines = [f"### {service.model.metadata['serviceId']}", ""]
+    title = service.model.metadata["serviceId"]
+    lines = [f"### {TITLES.get(title, title)}", ""]
     lines += [
         f"{len(emulated)} of {len(names)} operations.",
         "",
@@ -239,9 +242,9 @@ def _service_section(service: Service) -> str:
             lines.append(f"| {name} | no | |")
         else:
             refused = _refused(service, OPERATIONS[service.name, name])
-            lines.append(f"| {name} | {'partly' if refused else 'yes'} | {refused} |")
+            lines.append(f"| {name} | {'partial' if refused else 'yes'} | {refused} |")
     if service.name == "ec2":
-        text = f"The other {len(rest)} operations are not emulated; none is on AMIs, snapshots or imports."
+        text = f"The other {len(rest)} operations are not emulated; none is about AMIs, snapshots or imports."
         lines += ["", text]
     elif rest:
         lines += ["", f"Not emulated: {_names(rest, 'operations')}"]
@@ -258,7 +261,10 @@ def _refused(service: Service, operation: Operation) -> str:
         text = re.sub(rf",? of ({service.name}:)?({operation.name}|{service.name})$", "", text)
         text = re.sub(r"^the ((?:(?! of )[\w ])+) …(/…)?( …)?", r"some \1s", text)
         text = re.sub(r"^(?:…|some values of …)$", "some values", text.removeprefix("iam:… of "))
-        text = text.replace("policys", "policies")
+        text = text.replace("policys", "policies").removesuffix(" here")
+        text = re.sub(r"^… (without \w+)$", r"requests \1", text)
+        text = re.sub(r"^the (tags|quotas) of (the service|… in) …$", r"\1 of some services", text)
+        text = re.sub(r"^the retrieval of a thumbprint of …$", "retrieving a thumbprint", text)
         if text not in found:
             found.append(text)
     return "; ".join(found)
