@@ -593,7 +593,7 @@ def test_without_a_manifest_the_blocks_that_differ_are_not_known(account: Accoun
     ami = account.ami(account.snapshot({**disk(), 2: block(99)}))
     checked = row(proof(ami, identity=identity(disk())))
     assert (checked["verdict"], checked["first_differing"]) == ("differs", [])
-    assert "which blocks differ is not known" in checked["why"]
+    assert "it is unknown which blocks differ" in checked["why"]
 
 
 # Price, confirmation, continuation

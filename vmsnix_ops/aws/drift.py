@@ -41,7 +41,7 @@ MEANINGS = {
     "protected": "its deregistration protection was turned on or off",
     "encrypted": "its encryption is not the recorded one",
     "kms_key": "it is encrypted with another key",
-    "channel": "fleets launch another AMI than the promoted one",
+    "channel": "launches use another AMI than the promoted one",
     **dict.fromkeys(MEASURED, "the snapshot has other bytes than were published; key policies refuse it"),
     "access": "unknown: this could not be read",
 }

@@ -60,7 +60,7 @@ def check_pending_snapshots(ec2: EC2Client) -> CheckResult:
     text = f"{number} of {PENDING_SNAPSHOTS}"
     if number < PENDING_SNAPSHOTS * NEARLY:
         return CheckResult("pending snapshots", "pass", text)
-    fix = "Delete those of abandoned uploads; the inventory runbook lists them."
+    fix = "Delete those of abandoned uploads. vmsnix audit lists them."
     return CheckResult("pending snapshots", "fail" if number >= PENDING_SNAPSHOTS else "warn", text, fix)
 
 

@@ -376,7 +376,7 @@ class SetChannel(PromotionStep):
         return StepCheck(False, f"set {name} from {self._previous(context)} to {to}")
 
     def _previous(self, context: PromotionContext) -> str:
-        """Return the current AMI; refuse one of another architecture, whose fleets could not launch ours."""
+        """Return the current AMI; refuse another architecture, because launches would fail."""
         before = context.previous_ami_id
         ami = images.find_ami(context.ec2, before) if AMI_ID.fullmatch(before) else None
         if ami is None:
@@ -388,7 +388,7 @@ class SetChannel(PromotionStep):
                 why=f"{context.request.source.name} is for {new}; launches from the channel expect "
                 f"{ami.architecture}.",
                 fix=f"Use one channel per architecture (channels in vmsnix.toml, such as stable-{new}). If "
-                f"the fleet has moved to {new}, delete the parameter first.",
+                f"all launches expect {new} now, delete the parameter first.",
             )
         return f"{before} ({ami.name})"
 

@@ -10,7 +10,7 @@ from vmsnix_ops.text import echo, json
 @click.command("attestation-policy")
 @click.argument("amis", nargs=-1, metavar="[AMI]...")
 @click.option("--image", default="", help="Image of the channel.")
-@click.option("--channel", default="", help="Channel whose AMIs may use the key, instead of AMIs.")
+@click.option("--channel", default="", help="Use the AMIs of this channel, instead of AMI arguments.")
 @click.option("--last", default=1, show_default=True, help="Number of AMIs of the channel, newest first.")
 @click.option("--region", default="", help="Region of the AMIs.  [default: from vmsnix.toml or AWS_REGION]")
 @click.option("--principal", default="", help="ARN of the instances' role.  [default: a placeholder]")

@@ -38,8 +38,8 @@ sandbox_option = click.option("--sandbox", is_flag=True, help="Use the tables of
 def findings() -> None:
     """List the findings of an audit, acknowledge them with a reason, and export them.
 
-    An acknowledged finding is shown apart and does not fail an audit until the acknowledgement expires or is
-    withdrawn. To compare the findings of several audits, use `vmsnix history findings`.
+    An acknowledged finding is listed separately and does not fail an audit until the acknowledgement expires
+    or is withdrawn. To compare the findings of several audits, use `vmsnix history findings`.
     """
 
 

@@ -158,7 +158,7 @@ def _shared() -> Path:
             "vmsnix lab --edit needs a checkout.",
             why=f"The notebooks in {folder} belong to an installed package: the next installation replaces "
             "them, and no version control has them.",
-            fix="Edit copies with vmsnix lab, write an own runbook, or install a checkout: pip install "
+            fix="Edit copies with vmsnix lab, write your own runbook, or install a checkout: pip install "
             "--editable .",
         )
     echo(f"SHARED ORIGINALS: {folder} is the checkout. Notebooks are saved without outputs.", err=True)

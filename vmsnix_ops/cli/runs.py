@@ -151,7 +151,8 @@ def verify(run_id: str, as_json: bool, archive: str, sandbox: bool) -> int:
     Compares the run's journal with the copies of its last SHA-256 (in the history, in an archive on S3, and
     on this machine), and every file of the run with its SHA-256.
 
-    Exit codes: 0 intact, 1 changed, removed, cut off or unreadable, 3 consistent but not anchored.
+    Exit codes: 0 intact; 1 changed, removed, cut off or unreadable; 3 consistent, but not anchored: there is
+    no copy of the journal's SHA-256 to compare with.
     """
     from vmsnix_ops.cli.output import COLOURS, cell, console, show_json, show_table
     from vmsnix_ops.cli.sandbox import load_settings

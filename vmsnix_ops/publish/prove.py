@@ -681,7 +681,7 @@ class _Planning:
             return target.ended(
                 "differs",
                 "another disk",
-                "It has a disk that no published image has: "
+                "It has an additional disk, which no published image has: "
                 f"{', '.join(f'{snapshot_id} on {device}' for device, snapshot_id in others)}.",
                 "Do not launch it. Publish or promote the image again.",
             )
@@ -946,7 +946,7 @@ def _proof(plan: ProofPlan, target: Proof, step: Step) -> Proof:
     if not same:
         parts = [f"Its identity is {identity}, expected {target.expected.identity}."] if identity else []
         parts += [f"The first blocks that differ: {', '.join(map(str, differing))}."] if differing else []
-        parts += ["Without a manifest, which blocks differ is not known."] if expected is None else []
+        parts += ["There is no manifest, so it is unknown which blocks differ."] if expected is None else []
         return replace(proof, verdict="differs", reason="content", why=" ".join(parts), fix=_REPLACE)
     if target.expected.source == "tag":
         why = "Only its tag names this identity, and everybody who may tag the AMI can change it."

@@ -148,7 +148,7 @@ def describe(error: BaseException) -> dict[str, Any]:
     if isinstance(error, KeyboardInterrupt | InterruptedRunError):
         parts["why"] = " ".join(filter(None, (parts["why"], _progress_in_words())))
         if progress.in_jupyter() or not parts["fix"]:
-            parts["fix"] = "Run this cell again to continue: what is done is found, and not done twice."
+            parts["fix"] = "Run this cell again to continue. Completed steps are reused."
     return {**parts, "detail": detail}
 
 
