@@ -395,6 +395,7 @@ READERS = {
     HOW + "ci.md": Reader(ci_job, 35),
     HOW + "console.md": Reader(copied),
     HOW + "direct-upload.md": Reader(published, 12),
+    HOW + "findings.md": Reader(demo, 15),
     HOW + "first-publish.md": Reader(public_allowed, 35, settings=True),
     HOW + "fleet.md": Reader(
         plans,
@@ -415,7 +416,10 @@ READERS = {
     HOW + "runs.md": Reader(
         past_runs, 35, shows={"Error: The call of": "cd wrong; vmsnix publish --image ./reslt; cd .."}
     ),
-    HOW + "when-it-breaks.md": Reader(unfinished_publish, seconds=15, shows={"import: ": ""}),
+    HOW + "smoke-test.md": Reader(demo, 15),
+    HOW + "verify.md": Reader(demo, 15),
+    HOW + "when-it-breaks.md": Reader(unfinished_publish, seconds=15),
+    "docs/reference/findings.md": Reader(demo, 15),
     "docs/reference/permissions.md": Reader(),
     "docs/reference/python.md": Reader(demo, python={"frame": pd.DataFrame({"a": [1]})}),
 }

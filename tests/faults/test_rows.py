@@ -1,4 +1,4 @@
-"""Failures of the list in docs/how-to/when-it-breaks.md that no other file tests."""
+"""Failures of the list in docs/reference/failures.md that no other file tests."""
 
 from __future__ import annotations
 
