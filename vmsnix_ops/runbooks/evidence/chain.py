@@ -147,7 +147,7 @@ class ChainedJournal:
         try:
             self._anchor(rewritten=rewritten)
         except OSError as error:
-            self.problems[f"The anchor of the journal could not be written: {error.strerror}."] = None
+            self.problems[f"The copy of the journal's SHA-256 could not be written: {error.strerror}."] = None
 
     def _anchor(self, *, rewritten: bool = False) -> None:
         line = {"run_id": self.run_id, "entries": self.entries, "sha256": self.sha256}

@@ -176,8 +176,8 @@ def _compare_with_anchors(
             return EvidenceCheck(
                 JOURNAL,
                 "changed",
-                f"Entry {anchor.entries} is not the anchored one: it, or one before it, was changed or "
-                "removed, and the chain was computed again.",
+                f"Entry {anchor.entries} differs from the anchored copy: it or an earlier entry was "
+                "changed or removed.",
             )
     if anchors and anchors[-1].entries > len(hashes):
         missing = anchors[-1].entries - len(hashes)
