@@ -89,7 +89,7 @@ def test_copies_that_are_older_than_the_package_are_named_with_the_commands(
     edit(package / CONSOLE, new="# Newer: ")
     mine = (work / PROMOTE).read_text()
     shown = open_lab()[1]
-    assert "The package has newer notebooks than your copies of: promote-ami (edited), console." in shown
+    assert "older than the notebooks of the package: promote-ami (edited), console." in shown
     assert "vmsnix runbooks diff promote-ami console" in shown
     assert "vmsnix runbooks reset promote-ami console" in shown
     code, out, _ = run_vmsnix("runbooks", "diff", "promote")

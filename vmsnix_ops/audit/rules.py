@@ -760,7 +760,7 @@ def reference_to_foreign(data: AuditData) -> pd.DataFrame:
             "name": one.ami_id,
             "subject": one.ami_id,
             "reason": f"It references {one.ami_id} of account {one.owner}, which may delete it or end the "
-            "sharing at any time. The command creates a copy if the account shares the snapshot, too. Change "
+            "sharing at any time. The command creates a copy if the account also shares the snapshot. Change "
             f"the reference to the copy. {UNTIL_THEN}",
             "evidence": str(one.reference),
             "remediation": Command.of(command, region=one.region, ami_id=one.ami_id),

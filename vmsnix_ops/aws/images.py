@@ -573,7 +573,7 @@ def _must_find(ec2: EC2Client, name: str) -> Ami:
     if found is None:
         failed = " ".join(deregister_command(ami) for ami in there[:1])
         raise errors.RegistrationError(
-            f"The AMI name {name} is in use, but no AMI of this account with it can be used.",
+            f"The AMI name {name} is in use, but this account has no usable AMI of this name.",
             why=", ".join(f"{ami.ami_id} of this name is {ami.state}" for ami in there)
             or "It was registered a moment ago, or it is being deregistered",
             fix=f"Deregister it ({failed}), then run the same command again."

@@ -20,7 +20,7 @@ from vmsnix_ops.text import echo, write_csv
 def diff(before: str, after: str, everything: bool, as_json: bool, as_csv: bool) -> None:
     """Show which packages differ between two published AMIs.
 
-    Use the ID or name of each AMI, or the digest of its image. The older AMI comes first.
+    Use the ID or name of each AMI, or the digest of its image. Give the older AMI first.
     """
     if as_json and as_csv:
         raise click.UsageError("Use either --json or --csv, not both.")

@@ -186,7 +186,7 @@ def _offer(folder: Path, outdated: list[Copy]) -> None:
 
     names = [one.name for one in outdated]
     listed = ", ".join(f"{one.name} (edited)" if one.edited else one.name for one in outdated)
-    echo(f"The package has newer notebooks than your copies of: {listed}.", err=True)
+    echo(f"These copies are older than the notebooks of the package: {listed}.", err=True)
     place = "" if folder == folder_of(None) else f" --folder {shlex.quote(str(folder))}"
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         echo(f"  To compare them: vmsnix runbooks diff{place} {' '.join(names)}", err=True)

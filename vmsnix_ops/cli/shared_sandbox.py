@@ -138,7 +138,7 @@ def seed(state: Path, home: str) -> dict[str, list[dict[str, Any]]]:
                 "The account of the sandbox has AMIs, so it was not filled.",
                 why="Those of the demo would be mixed with yours.",
                 fix="To keep the account in a folder and start with an empty one: vmsnix sandbox --reset. "
-                "For a sandbox of its own, add --port 0.",
+                "For a separate sandbox, add --port 0.",
             )
         files.write(mark, "")
         return rows

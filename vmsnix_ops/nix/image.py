@@ -347,7 +347,7 @@ def _disk_entry(description: Path, info: Mapping[str, object]) -> Mapping[str, o
         # The ZFS variant of nixpkgs has a boot disk and a disk for the root file system.
         raise ImageFormatError(
             f"The image of {description} has {len(disks)} disks: {', '.join(map(repr, sorted(disks)))}.",
-            why="An AMI is registered from one disk, so half of this image would not boot.",
+            why="An AMI is registered from one disk, so this image would not boot.",
             fix="Build a variant with one disk (not the ZFS one), or use one of the image files.",
             field="disks",
         )

@@ -362,7 +362,7 @@ def _list(
         if not paths:
             errors.append(
                 RunError(
-                    f"The folder of own runbooks has none: {own}.",
+                    f"The folder {own} contains no runbooks.",
                     why="The names of runbooks have a number, such as 10-weekly-report.ipynb.",
                     fix="Rename the notebooks, or correct the setting runbooks in vmsnix.toml.",
                 )

@@ -311,7 +311,7 @@ class PendingUpload:
                 snapshots.delete_snapshot(self.task.ec2, snapshot_id)
         raise errors.SnapshotFailedError(
             "Could not start a new snapshot.",
-            why="For each client token of this image, AWS returned a snapshot that has ended.",
+            why="For each client token of this image, AWS returned an earlier snapshot that has expired.",
             fix="Wait a day until the tokens expire, or use --via import.",
         )
 
