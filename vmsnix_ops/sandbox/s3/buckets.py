@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import ApiError, load_json, not_emulated, operation, words
@@ -33,12 +32,15 @@ from vmsnix_ops.sandbox.s3.common import (
     invalid_argument,
     invalid_request,
     owner_acl,
+    s3_error,
 )
 from vmsnix_ops.sandbox.s3.store import check_owner, existing_bucket, requested_bucket
 from vmsnix_ops.sandbox.storage import Bucket, find_bucket
 from vmsnix_ops.sandbox.wire.protocols import malformed_xml
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vmsnix_ops.sandbox.core import Context, Params, SandboxTables
 
 
@@ -55,7 +57,7 @@ def _check_name(name: str) -> None:
         or IP_ADDRESS.fullmatch(name)
         or name.startswith("xn--")
     ):
-        raise ApiError("InvalidBucketName", "The specified bucket is not valid.", BucketName=name)
+        raise s3_error("InvalidBucketName", BucketName=name)
 
 
 @operation("s3", "CreateBucket", "Bucket CreateBucketConfiguration ACL ObjectOwnership")
@@ -64,10 +66,7 @@ def create_bucket(context: Context, params: Params) -> dict[str, Any]:
     name = params["Bucket"]
     _check_name(name)
     if params.get("ACL", "private") != "private":
-        raise ApiError(
-            "InvalidBucketAclWithObjectOwnership",
-            "Bucket cannot have ACLs set with ObjectOwnership's BucketOwnerEnforced setting",
-        )
+        raise s3_error("InvalidBucketAclWithObjectOwnership")
     region = _new_region(context, params)
     existing = find_bucket(context.tables, name)
     tags = (params.get("CreateBucketConfiguration") or {}).get("Tags")
@@ -106,11 +105,7 @@ def _new_region(context: Context, params: Params) -> str:
         if constraint is None:
             return "us-east-1"
         if constraint == "us-east-1" or not region_exists(constraint):
-            raise ApiError(
-                "InvalidLocationConstraint",
-                "The specified location-constraint is not valid",
-                LocationConstraint=constraint,
-            )
+            raise s3_error("InvalidLocationConstraint", LocationConstraint=constraint)
         return str(constraint)
     if constraint != context.region:
         shown = given or "unspecified"
@@ -125,20 +120,9 @@ def _new_region(context: Context, params: Params) -> str:
 def _refuse_existing(context: Context, existing: Bucket, *, tagged: bool) -> None:
     """Refuse to create a bucket again. In us-east-1, a repeated call without tags succeeds."""
     if existing.account != context.account:
-        raise ApiError(
-            "BucketAlreadyExists",
-            "The requested bucket name is not available. The bucket namespace is shared by all users of the "
-            "system. Please select a different name and try again.",
-            status=409,
-            BucketName=existing.name,
-        )
+        raise s3_error("BucketAlreadyExists", BucketName=existing.name)
     if tagged or not existing.region == context.region == "us-east-1":
-        raise ApiError(
-            "BucketAlreadyOwnedByYou",
-            "Your previous request to create the named bucket succeeded and you already own it.",
-            status=409,
-            BucketName=existing.name,
-        )
+        raise s3_error("BucketAlreadyOwnedByYou", BucketName=existing.name)
 
 
 @operation("s3", "HeadBucket", "Bucket ExpectedBucketOwner")
@@ -199,12 +183,8 @@ def delete_bucket(context: Context, params: Params) -> dict[str, Any]:
     bucket = requested_bucket(context, params)
     if bucket.objects or bucket.history:
         versioned = ". You must delete all versions in the bucket." if "versioning" in bucket.settings else ""
-        raise ApiError(
-            "BucketNotEmpty",
-            f"The bucket you tried to delete is not empty{versioned}",
-            status=409,
-            BucketName=bucket.name,
-        )
+        text = f"The bucket you tried to delete is not empty{versioned}"
+        raise ApiError("BucketNotEmpty", text, status=409, BucketName=bucket.name)
     for upload in bucket.uploads.values():
         for part in upload.parts.values():
             part.path(context.folder).unlink(missing_ok=True)
@@ -221,19 +201,16 @@ def delete_bucket(context: Context, params: Params) -> dict[str, Any]:
 
 GET = ("Bucket", "ExpectedBucketOwner")
 PUT = (*GET, "ContentMD5", "ChecksumAlgorithm")
-PUBLIC_ACCESS_BLOCK = {
-    "BlockPublicAcls": True,
-    "IgnorePublicAcls": True,
-    "BlockPublicPolicy": True,
-    "RestrictPublicBuckets": True,
-}
+PUBLIC_ACCESS_BLOCK = dict.fromkeys(
+    words("BlockPublicAcls IgnorePublicAcls BlockPublicPolicy RestrictPublicBuckets"), True
+)
 
 
 def _default_settings() -> dict[str, Any]:
     """Return the settings of a new bucket, since 2023: private and without ACLs."""
     return {
         "public_access_block": dict(PUBLIC_ACCESS_BLOCK),
-        "ownership": _default_ownership(),
+        "ownership": {"Rules": [{"ObjectOwnership": "BucketOwnerEnforced"}]},
     }
 
 
@@ -242,25 +219,13 @@ def _default_encryption() -> dict[str, Any]:
     return {"Rules": [rule]}
 
 
-def _default_ownership() -> dict[str, Any]:
-    return {"Rules": [{"ObjectOwnership": "BucketOwnerEnforced"}]}
-
-
-def _no_such_setting(bucket: Bucket, code: str, text: str) -> ApiError:
-    """Return the error for a document that a bucket does not have."""
-    return ApiError(code, text, status=404, BucketName=bucket.name)
-
-
-DocumentCheck = Callable[[Any], Any]
-
-
 def _register_setting(
     setting: str,
     *,
     member: str,
     noun: str,
-    missing: tuple[str, str] = ("", ""),
-    check: DocumentCheck | None = None,
+    missing: str = "",
+    check: Callable[[Any], Any] | None = None,
     default: Callable[[], Any] | None = None,
     is_answer: bool = False,
     put_status: int = 200,
@@ -268,7 +233,7 @@ def _register_setting(
     """Register the operations ``Get``, ``Put`` and ``Delete`` with `noun`, for a document of a bucket.
 
     `setting` is its key in `Bucket.settings`. `member` is the parameter with the document, and also the
-    member of the answer, unless the document `is_answer`. `missing` has code and text of the error without a
+    member of the answer, unless the document `is_answer`. `missing` is the code of the error without a
     document, unless `default` returns one. `check` returns a checked new document; None deletes the document.
     """
 
@@ -276,13 +241,13 @@ def _register_setting(
         bucket = requested_bucket(context, params)
         document = bucket.settings.get(setting) or (default() if default is not None else None)
         if document is None:
-            raise _no_such_setting(bucket, *missing)
+            raise s3_error(missing, BucketName=bucket.name)
         return dict(document) if is_answer else {member: document}
 
     def put_setting(context: Context, params: Params) -> dict[str, Any]:
         bucket = requested_bucket(context, params)
         if member not in params:
-            raise ApiError("MissingRequestBodyError", "Request Body is empty")
+            raise s3_error("MissingRequestBodyError")
         document = params[member] if check is None else check(params[member])
         if document is None:
             bucket.settings.pop(setting, None)
@@ -336,7 +301,7 @@ _register_setting(
     "public_access_block",
     member="PublicAccessBlockConfiguration",
     noun="PublicAccessBlock",
-    missing=("NoSuchPublicAccessBlockConfiguration", "The public access block configuration was not found"),
+    missing="NoSuchPublicAccessBlockConfiguration",
     check=_check_block,
 )
 _register_setting(
@@ -350,14 +315,14 @@ _register_setting(
     "ownership",
     member="OwnershipControls",
     noun="BucketOwnershipControls",
-    missing=("OwnershipControlsNotFoundError", "The bucket ownership controls were not found"),
+    missing="OwnershipControlsNotFoundError",
     check=_check_ownership,
 )
 _register_setting(
     "tagging",
     member="Tagging",
     noun="BucketTagging",
-    missing=("NoSuchTagSet", "The TagSet does not exist"),
+    missing="NoSuchTagSet",
     check=_check_tagging,
     is_answer=True,
     put_status=204,
@@ -367,41 +332,31 @@ _register_setting(
 # Documents that no operation of the sandbox can put: the errors for a bucket without them
 
 UNSET_DOCUMENTS = {
-    "GetBucketCors": ("NoSuchCORSConfiguration", "The CORS configuration does not exist"),
-    "GetBucketReplication": (
-        "ReplicationConfigurationNotFoundError",
-        "The replication configuration was not found",
-    ),
-    "GetBucketWebsite": (
-        "NoSuchWebsiteConfiguration",
-        "The specified bucket does not have a website configuration",
-    ),
-    "GetObjectLockConfiguration": (
-        "ObjectLockConfigurationNotFoundError",
-        "Object Lock configuration does not exist for this bucket",
-    ),
+    "GetBucketCors": "NoSuchCORSConfiguration",
+    "GetBucketReplication": "ReplicationConfigurationNotFoundError",
+    "GetBucketWebsite": "NoSuchWebsiteConfiguration",
+    "GetObjectLockConfiguration": "ObjectLockConfigurationNotFoundError",
 }
-EMPTY_DOCUMENTS = (
-    "GetBucketAccelerateConfiguration",
-    "GetBucketLogging",
-    "GetBucketNotificationConfiguration",
+EMPTY_DOCUMENTS = words(
+    "GetBucketAccelerateConfiguration GetBucketLogging GetBucketNotificationConfiguration"
 )
-EMPTY_LISTS = (
-    "ListBucketAnalyticsConfigurations",
-    "ListBucketIntelligentTieringConfigurations",
-    "ListBucketInventoryConfigurations",
-    "ListBucketMetricsConfigurations",
+EMPTY_LISTS = words(
+    "ListBucketAnalyticsConfigurations ListBucketIntelligentTieringConfigurations "
+    "ListBucketInventoryConfigurations ListBucketMetricsConfigurations"
 )
 
 
-def _register_unset(name: str, answer: dict[str, Any] | tuple[str, str], *more: str) -> None:
-    """Register an operation that reads a document which no bucket of the sandbox has."""
+def _register_unset(name: str, answer: dict[str, Any] | str, *more: str) -> None:
+    """Register an operation that reads a document which no bucket of the sandbox has.
+
+    `answer` is its answer, or the code of its error.
+    """
 
     def get_unset(context: Context, params: Params) -> dict[str, Any]:
         bucket = requested_bucket(context, params)
         if isinstance(answer, dict):
             return dict(answer)
-        raise _no_such_setting(bucket, *answer)
+        raise s3_error(answer, BucketName=bucket.name)
 
     operation("s3", name, *GET, *more)(get_unset)
 
@@ -430,8 +385,7 @@ def get_lifecycle(context: Context, params: Params) -> dict[str, Any]:
     """Return the lifecycle rules of a bucket."""
     bucket = requested_bucket(context, params)
     if "lifecycle" not in bucket.settings:
-        text = "The lifecycle configuration does not exist"
-        raise _no_such_setting(bucket, "NoSuchLifecycleConfiguration", text)
+        raise s3_error("NoSuchLifecycleConfiguration", BucketName=bucket.name)
     return dict(bucket.settings["lifecycle"])
 
 
@@ -445,7 +399,7 @@ def put_lifecycle(context: Context, params: Params) -> dict[str, Any]:
     """Replace the lifecycle rules of a bucket."""
     bucket = requested_bucket(context, params)
     if "LifecycleConfiguration" not in params:
-        raise ApiError("MissingRequestBodyError", "Request Body is empty")
+        raise s3_error("MissingRequestBodyError")
     size = params.get("TransitionDefaultMinimumObjectSize", MINIMUM_SIZES[0])
     if size not in MINIMUM_SIZES:
         raise invalid_request(f"Invalid TransitionDefaultMinimumObjectSize found: {size}")
@@ -509,8 +463,7 @@ def put_versioning(context: Context, params: Params) -> dict[str, Any]:
     if configuration.get("MFADelete") == "Enabled":
         raise not_emulated("MFADelete of s3:PutBucketVersioning")
     if "Status" not in configuration:
-        text = "The Versioning element must be specified"
-        raise ApiError("IllegalVersioningConfigurationException", text)
+        raise s3_error("IllegalVersioningConfigurationException")
     bucket.settings["versioning"] = configuration["Status"]
     return {}
 
@@ -519,9 +472,7 @@ def _own_bucket(context: Context, params: Params) -> Bucket:
     """Return a bucket of the caller. No policy allows another account to manage it."""
     bucket = requested_bucket(context, params)
     if bucket.account != context.account:
-        raise ApiError(
-            "MethodNotAllowed", "The specified method is not allowed against this resource.", status=405
-        )
+        raise s3_error("MethodNotAllowed")
     return bucket
 
 
@@ -530,7 +481,7 @@ def get_policy(context: Context, params: Params) -> dict[str, Any]:
     """Return the bucket policy as it was sent."""
     bucket = _own_bucket(context, params)
     if "policy" not in bucket.settings:
-        raise _no_such_setting(bucket, "NoSuchBucketPolicy", "The bucket policy does not exist")
+        raise s3_error("NoSuchBucketPolicy", BucketName=bucket.name)
     return {"Policy": bucket.settings["policy"]}
 
 
@@ -564,7 +515,7 @@ def get_policy_status(context: Context, params: Params) -> dict[str, Any]:
     """Return whether the bucket policy makes the bucket public."""
     bucket = requested_bucket(context, params)
     if "policy" not in bucket.settings:
-        raise _no_such_setting(bucket, "NoSuchBucketPolicy", "The bucket policy does not exist")
+        raise s3_error("NoSuchBucketPolicy", BucketName=bucket.name)
     return {"PolicyStatus": {"IsPublic": _is_public_policy(json.loads(bucket.settings["policy"]))}}
 
 

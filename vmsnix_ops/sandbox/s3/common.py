@@ -49,6 +49,77 @@ ARCHIVED = frozenset({"DEEP_ARCHIVE", "GLACIER"})
 TRASH_AGE = timedelta(minutes=1)
 MAX_OBJECT_BYTES = 5 * 2**30  # in one PUT ("Amazon S3 multipart upload limits")
 
+ERRORS: dict[str, tuple[int, str]] = {
+    "AccessControlListNotSupported": (400, "The bucket does not allow ACLs"),
+    "AccessDenied": (403, "Access Denied"),
+    "BucketAlreadyExists": (
+        409,
+        "The requested bucket name is not available. The bucket namespace is shared by all users of the "
+        "system. Please select a different name and try again.",
+    ),
+    "BucketAlreadyOwnedByYou": (
+        409,
+        "Your previous request to create the named bucket succeeded and you already own it.",
+    ),
+    "EntityTooLarge": (400, "Your proposed upload exceeds the maximum allowed size"),
+    "EntityTooSmall": (400, "Your proposed upload is smaller than the minimum allowed size"),
+    "IllegalVersioningConfigurationException": (400, "The Versioning element must be specified"),
+    "InvalidBucketAclWithObjectOwnership": (
+        400,
+        "Bucket cannot have ACLs set with ObjectOwnership's BucketOwnerEnforced setting",
+    ),
+    "InvalidBucketName": (400, "The specified bucket is not valid."),
+    "InvalidLocationConstraint": (400, "The specified location-constraint is not valid"),
+    "InvalidObjectState": (403, "The operation is not valid for the object's storage class"),
+    "InvalidPart": (
+        400,
+        "One or more of the specified parts could not be found.  The part may not have been uploaded, or "
+        "the specified entity tag may not match the part's entity tag.",
+    ),
+    "InvalidPartNumber": (416, "The requested partnumber is not satisfiable"),
+    "InvalidPartOrder": (
+        400,
+        "The list of parts was not in ascending order. Parts must be ordered by part number.",
+    ),
+    "InvalidRange": (416, "The requested range is not satisfiable"),
+    "InvalidStorageClass": (400, "The storage class you specified is not valid"),
+    "KeyTooLongError": (400, "Your key is too long"),
+    "MalformedPOSTRequest": (400, "The body of your POST request is not well-formed multipart/form-data."),
+    "MetadataTooLarge": (400, "Your metadata headers exceed the maximum allowed metadata size"),
+    "MethodNotAllowed": (405, "The specified method is not allowed against this resource."),
+    "MissingRequestBodyError": (400, "Request Body is empty"),
+    "NoSuchBucket": (404, "The specified bucket does not exist"),
+    "NoSuchBucketPolicy": (404, "The bucket policy does not exist"),
+    "NoSuchCORSConfiguration": (404, "The CORS configuration does not exist"),
+    "NoSuchKey": (404, "The specified key does not exist."),
+    "NoSuchLifecycleConfiguration": (404, "The lifecycle configuration does not exist"),
+    "NoSuchPublicAccessBlockConfiguration": (404, "The public access block configuration was not found"),
+    "NoSuchTagSet": (404, "The TagSet does not exist"),
+    "NoSuchUpload": (
+        404,
+        "The specified upload does not exist. The upload ID may be invalid, or the upload may have been "
+        "aborted or completed.",
+    ),
+    "NoSuchVersion": (404, "The specified version does not exist."),
+    "NoSuchWebsiteConfiguration": (404, "The specified bucket does not have a website configuration"),
+    "ObjectLockConfigurationNotFoundError": (404, "Object Lock configuration does not exist for this bucket"),
+    "OwnershipControlsNotFoundError": (404, "The bucket ownership controls were not found"),
+    "PermanentRedirect": (
+        301,
+        "The bucket you are attempting to access must be addressed using the specified endpoint. Please "
+        "send all future requests to this endpoint.",
+    ),
+    "PreconditionFailed": (412, "At least one of the pre-conditions you specified did not hold"),
+    "ReplicationConfigurationNotFoundError": (404, "The replication configuration was not found"),
+}
+"""HTTP status and text of the errors that always have the same text."""
+
+
+def s3_error(code: str, **more: Any) -> ApiError:
+    """Return an error of `ERRORS`; `more` are its further members, and its ``headers``."""
+    status, text = ERRORS[code]
+    return ApiError(code, text, status=status, **more)
+
 
 def invalid_argument(text: str, name: str, value: object = None) -> ApiError:
     """Return ``InvalidArgument`` with the name of the argument and, unless it is None, its value."""
@@ -85,7 +156,7 @@ def check_key(key: str) -> None:
     """Check that a key has at most 1,024 bytes of UTF-8."""
     length = len(key.encode("utf-8", "surrogateescape"))
     if length > 1024:
-        raise ApiError("KeyTooLongError", "Your key is too long", Size=length, MaxSizeAllowed=1024)
+        raise s3_error("KeyTooLongError", Size=length, MaxSizeAllowed=1024)
 
 
 def stored_headers(params: Params, bucket: Bucket | None = None) -> dict[str, Any]:
@@ -96,11 +167,7 @@ def stored_headers(params: Params, bucket: Bucket | None = None) -> dict[str, An
     kept = {name: params[name] for name in STORED_HEADERS if name in params}
     kept.setdefault("ContentType", "binary/octet-stream")
     if kept.get("StorageClass", "STANDARD") not in STORAGE_CLASSES:
-        raise ApiError(
-            "InvalidStorageClass",
-            "The storage class you specified is not valid",
-            StorageClassRequested=kept["StorageClass"],
-        )
+        raise s3_error("InvalidStorageClass", StorageClassRequested=kept["StorageClass"])
     if "ServerSideEncryption" not in kept:
         kept |= default_encryption(bucket)
     if kept["ServerSideEncryption"] not in ("AES256", "aws:kms"):
@@ -149,28 +216,18 @@ def check_write_conditions(bucket: Bucket, key: str, params: Params) -> None:
         header = "If-Match" if match is not None else "If-None-Match"
         raise _not_implemented(header, f"We don't accept the provided value of {header} header for this API")
     if none_match is not None and stored is not None:
-        raise precondition_failed("If-None-Match")
+        raise s3_error("PreconditionFailed", Condition="If-None-Match")
     if match is not None:
         if stored is None:
-            raise ApiError("NoSuchKey", "The specified key does not exist.", status=404, Key=key)
+            raise s3_error("NoSuchKey", Key=key)
         if match.strip('"') != stored.etag:
-            raise precondition_failed("If-Match")
+            raise s3_error("PreconditionFailed", Condition="If-Match")
 
 
 def _not_implemented(header: str, more: str) -> ApiError:
     """Return S3's own ``NotImplemented``."""
     text = "A header you provided implies functionality that is not implemented"
     return ApiError("NotImplemented", text, status=501, Header=header, additionalMessage=more)
-
-
-def precondition_failed(condition: str) -> ApiError:
-    """Return ``PreconditionFailed``."""
-    return ApiError(
-        "PreconditionFailed",
-        "At least one of the pre-conditions you specified did not hold",
-        status=412,
-        Condition=condition,
-    )
 
 
 def receive_upload(
@@ -197,7 +254,7 @@ def receive_upload(
             "InvalidDigest", "The Content-MD5 you specified was invalid.", **{"Content-MD5": content_md5}
         )
     if params.get("ContentLength", 0) > MAX_OBJECT_BYTES:
-        raise ApiError("EntityTooLarge", "Your proposed upload exceeds the maximum allowed size")
+        raise s3_error("EntityTooLarge")
     wanted = {name for name in (*expected, trailer, algorithm) if name} or {DEFAULT_CHECKSUM}
     digests = Checksums({"md5", *wanted})
     file, path = new_part_file(context)
@@ -326,14 +383,13 @@ def check_readable(stored: StoredObject) -> None:
     """Check that an object is not archived. S3 must restore an archived object first."""
     storage_class = stored.headers.get("StorageClass")
     if storage_class in ARCHIVED:
-        text = "The operation is not valid for the object's storage class"
-        raise ApiError("InvalidObjectState", text, status=403, StorageClass=storage_class)
+        raise s3_error("InvalidObjectState", StorageClass=storage_class)
 
 
 def check_acl(params: Params) -> None:
     """Check that a request sets no ACL, which new buckets refuse."""
     if params.get("ACL", "private") not in {"private", "bucket-owner-full-control"}:
-        raise ApiError("AccessControlListNotSupported", "The bucket does not allow ACLs")
+        raise s3_error("AccessControlListNotSupported")
 
 
 def check_user_metadata(metadata: dict[str, str]) -> dict[str, str]:
@@ -342,12 +398,7 @@ def check_user_metadata(metadata: dict[str, str]) -> dict[str, str]:
         len(k.encode()) + len(v.encode("utf-8", "surrogateescape")) for k, v in metadata.items()
     )
     if size_in_bytes > 2048:
-        raise ApiError(
-            "MetadataTooLarge",
-            "Your metadata headers exceed the maximum allowed metadata size",
-            Size=size_in_bytes,
-            MaxSizeAllowed=2048,
-        )
+        raise s3_error("MetadataTooLarge", Size=size_in_bytes, MaxSizeAllowed=2048)
     return metadata
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from vmsnix_ops.sandbox.core import ApiError, load_json
-from vmsnix_ops.sandbox.s3.common import invalid_argument
+from vmsnix_ops.sandbox.s3.common import invalid_argument, s3_error
 from vmsnix_ops.sandbox.wire.http import Request, Response
 from vmsnix_ops.sandbox.wire.models import service_model
 from vmsnix_ops.sandbox.wire.protocols import XML_HEADER, malformed_xml, read_xml, xml_element, xml_text
@@ -95,10 +95,8 @@ class FormUpload:
             return ""
         field = str(name).lower().removeprefix("$")
         actual = values.get(field, "")
-        right = {
-            "eq": actual == wanted,
-            "starts-with": actual.startswith(str(wanted)),
-        }.get(str(operator).lower(), False)
+        results = {"eq": actual == wanted, "starts-with": actual.startswith(str(wanted))}
+        right = results.get(str(operator).lower(), False)
         if not str(name).startswith("$") or not right:
             raise failed
         return field
@@ -181,12 +179,8 @@ def read_form_upload(request: Request, path: str) -> FormUpload:
         r'multipart/form-data;.*boundary="?([^";]+)"?.*', request.headers.get("content-type", "")
     )
     if kind is None:
-        raise ApiError(
-            "PreconditionFailed",
-            "At least one of the pre-conditions you specified did not hold",
-            status=412,
-            Condition="Bucket POST must be of the enclosure-type multipart/form-data",
-        )
+        condition = "Bucket POST must be of the enclosure-type multipart/form-data"
+        raise s3_error("PreconditionFailed", Condition=condition)
     reader = _FormReader(request.body, kind[1].encode())
     fields: dict[str, str] = {}
     while reader.next_part():
@@ -213,10 +207,7 @@ class _FormReader:
     def _fill(self) -> None:
         piece = next(self._pieces, None)
         if piece is None:
-            raise ApiError(
-                "MalformedPOSTRequest",
-                "The body of your POST request is not well-formed multipart/form-data.",
-            )
+            raise s3_error("MalformedPOSTRequest")
         self._buffer += bytes(piece)
 
     def _read_until(self, marker: bytes) -> bytes:
@@ -295,8 +286,6 @@ class FormFile:
             return
         smallest, largest = self.sizes
         if size < smallest:
-            text = "Your proposed upload is smaller than the minimum allowed size"
-            raise ApiError("EntityTooSmall", text, ProposedSize=size, MinSizeAllowed=smallest)
+            raise s3_error("EntityTooSmall", ProposedSize=size, MinSizeAllowed=smallest)
         if size > largest:
-            text = "Your proposed upload exceeds the maximum allowed size"
-            raise ApiError("EntityTooLarge", text, ProposedSize=size, MaxSizeAllowed=largest)
+            raise s3_error("EntityTooLarge", ProposedSize=size, MaxSizeAllowed=largest)

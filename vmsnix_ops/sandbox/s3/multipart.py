@@ -34,10 +34,10 @@ from vmsnix_ops.sandbox.s3.common import (
     invalid_request,
     new_part_file,
     parse_tags,
-    precondition_failed,
     quote_etag,
     receive_upload,
     remove_parts,
+    s3_error,
     stored_headers,
 )
 from vmsnix_ops.sandbox.s3.objects import (
@@ -195,13 +195,7 @@ def _find_upload(bucket: Bucket, params: Params) -> MultipartUpload:
     """Return the upload of a call, or raise ``NoSuchUpload``."""
     upload = bucket.uploads.get(params["UploadId"])
     if upload is None or upload.key != params["Key"]:
-        raise ApiError(
-            "NoSuchUpload",
-            "The specified upload does not exist. The upload ID may be invalid, or the upload may have been "
-            "aborted or completed.",
-            status=404,
-            UploadId=params["UploadId"],
-        )
+        raise s3_error("NoSuchUpload", UploadId=params["UploadId"])
     return upload
 
 
@@ -375,17 +369,12 @@ def _choose_parts(upload: MultipartUpload, params: Params) -> list[Part]:
         raise malformed_xml()
     numbers = [entry.get("PartNumber", 0) for entry in listed]
     if any(later <= earlier for earlier, later in pairwise(numbers)):
-        raise ApiError(
-            "InvalidPartOrder",
-            "The list of parts was not in ascending order. Parts must be ordered by part number.",
-            UploadId=upload.upload_id,
-        )
+        raise s3_error("InvalidPartOrder", UploadId=upload.upload_id)
     chosen = [_choose_part(upload, entry) for entry in listed]
     for part in chosen[:-1]:
         if part.size < MIN_PART_BYTES:
-            raise ApiError(
+            raise s3_error(
                 "EntityTooSmall",
-                "Your proposed upload is smaller than the minimum allowed size",
                 ProposedSize=part.size,
                 MinSizeAllowed=MIN_PART_BYTES,
                 PartNumber=part.number,
@@ -405,14 +394,7 @@ def _choose_part(upload: MultipartUpload, entry: dict[str, Any]) -> Part:
             f"the checksum for each part. It was missing for part {number} in the request."
         )
     if part is None or part.md5 != etag or any(part.checksums.get(n) != value for n, value in sent.items()):
-        raise ApiError(
-            "InvalidPart",
-            "One or more of the specified parts could not be found.  The part may not have been uploaded, or "
-            "the specified entity tag may not match the part's entity tag.",
-            UploadId=upload.upload_id,
-            PartNumber=number,
-            ETag=etag,
-        )
+        raise s3_error("InvalidPart", UploadId=upload.upload_id, PartNumber=number, ETag=etag)
     return part
 
 
@@ -500,7 +482,7 @@ def _find_copy_source(context: Context, params: Params) -> tuple[Bucket, StoredO
     header = "x-amz-copy-source-"
     if is_not_modified(stored, params, context.clock.shown(), names="CopySource", header=header):
         failed = "If-None-Match" if "CopySourceIfNoneMatch" in params else "If-Modified-Since"
-        raise precondition_failed(f"{header}{failed}")
+        raise s3_error("PreconditionFailed", Condition=f"{header}{failed}")
     check_readable(stored)
     return bucket, stored
 
@@ -600,10 +582,7 @@ def _copy_digests(
 
 
 @object_operation(
-    "UploadPartCopy",
-    *COPY_SOURCE,
-    "Bucket Key UploadId PartNumber CopySourceRange",
-    locks=False,
+    "UploadPartCopy", *COPY_SOURCE, "Bucket Key UploadId PartNumber CopySourceRange", locks=False
 )
 def upload_part_copy(context: Context, params: Params) -> dict[str, Any]:
     """Create a part from the bytes of an object."""

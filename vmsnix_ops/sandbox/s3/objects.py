@@ -31,9 +31,9 @@ from vmsnix_ops.sandbox.s3.common import (
     invalid_request,
     owner_acl,
     parse_tags,
-    precondition_failed,
     quote_etag,
     receive_upload,
+    s3_error,
     shown_headers,
     stored_headers,
 )
@@ -42,7 +42,6 @@ from vmsnix_ops.sandbox.s3.store import (
     delete_version,
     expiration_member,
     find_object,
-    no_such_version,
     object_operation,
     requested_bucket,
     store_object,
@@ -233,9 +232,9 @@ def is_not_modified(
     )
     if match is not None:
         if match != "*" and stored.etag not in _etags(match):
-            raise precondition_failed(f"{header}If-Match")
+            raise s3_error("PreconditionFailed", Condition=f"{header}If-Match")
     elif unmodified is not None and _is_newer(stored.modified, unmodified):
-        raise precondition_failed(f"{header}If-Unmodified-Since")
+        raise s3_error("PreconditionFailed", Condition=f"{header}If-Unmodified-Since")
     if none_match is not None:
         return none_match == "*" or stored.etag in _etags(none_match)
     return modified is not None and modified <= now and not _is_newer(stored.modified, modified)
@@ -268,13 +267,7 @@ def _requested_range(stored: StoredObject, params: Params) -> tuple[int, int, bo
         if int(last) == 0:
             start = stored.size
     if start >= stored.size:
-        raise ApiError(
-            "InvalidRange",
-            "The requested range is not satisfiable",
-            status=416,
-            RangeRequested=params["Range"],
-            ActualObjectSize=stored.size,
-        )
+        raise s3_error("InvalidRange", RangeRequested=params["Range"], ActualObjectSize=stored.size)
     return start, end - start + 1, True
 
 
@@ -282,13 +275,7 @@ def _part_range(stored: StoredObject, number: int) -> tuple[int, int, bool]:
     parts = stored.parts if stored.multipart else ()
     count = max(len(parts), 1)
     if not 1 <= number <= count:
-        raise ApiError(
-            "InvalidPartNumber",
-            "The requested partnumber is not satisfiable",
-            status=416,
-            PartNumberRequested=number,
-            ActualPartCount=count,
-        )
+        raise s3_error("InvalidPartNumber", PartNumberRequested=number, ActualPartCount=count)
     if not parts:
         return 0, stored.size, True
     return sum(part.size for part in parts[: number - 1]), parts[number - 1].size, True
@@ -429,7 +416,7 @@ def _delete_entry(context: Context, bucket: Bucket, entry: dict[str, Any]) -> di
         try:
             done = delete_version(context, bucket, key, version_id)
         except ApiError:  # here the error for an ID that S3 never made is another one
-            raise no_such_version(key, version_id) from None
+            raise s3_error("NoSuchVersion", Key=key, VersionId=version_id) from None
     if not done.get("DeleteMarker"):
         return {}
     return {"DeleteMarker": True, "DeleteMarkerVersionId": done["VersionId"]}
@@ -453,12 +440,7 @@ class ListPage(Generic[Item]):
 
 
 def list_page(
-    items: Iterable[Item],
-    key: Callable[[Item], str],
-    prefix: str,
-    delimiter: str,
-    marker: str,
-    limit: int,
+    items: Iterable[Item], key: Callable[[Item], str], prefix: str, delimiter: str, marker: str, limit: int
 ) -> ListPage[Item]:
     """Return one page of items; they have the prefix, come after the marker, and are sorted by their key.
 
@@ -537,8 +519,7 @@ def _object_entry(stored: StoredObject, encode: Any, bucket: Bucket, *, owner: b
 
 
 @object_operation(
-    "ListObjectsV2",
-    "Bucket Delimiter EncodingType MaxKeys Prefix ContinuationToken FetchOwner StartAfter",
+    "ListObjectsV2", "Bucket Delimiter EncodingType MaxKeys Prefix ContinuationToken FetchOwner StartAfter"
 )
 def list_objects_v2(context: Context, params: Params) -> dict[str, Any]:
     """List objects, with continuation tokens."""

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from vmsnix_ops.sandbox.core import ApiError, later, not_emulated, operation
-from vmsnix_ops.sandbox.s3.common import abort_upload, invalid_argument, precondition_failed, remove_parts
+from vmsnix_ops.sandbox.s3.common import abort_upload, invalid_argument, remove_parts, s3_error
 from vmsnix_ops.sandbox.storage import Bucket, DeleteMarker, StoredObject, find_bucket
 from vmsnix_ops.sandbox.wire.models import format_time
 
@@ -89,12 +89,6 @@ def _check_version_id(version_id: str) -> None:
         raise invalid_argument("Invalid version id specified", "versionId", version_id)
 
 
-def no_such_version(key: str, version_id: str) -> ApiError:
-    """Return ``NoSuchVersion``."""
-    text = "The specified version does not exist."
-    return ApiError("NoSuchVersion", text, status=404, Key=key, VersionId=version_id)
-
-
 # Find
 
 
@@ -114,23 +108,16 @@ def find_object(
                 return version
             raise _marker_error(version, method, named=version_id is not None or tags)
     if version_id is not None:
-        raise no_such_version(key, version_id)
-    raise ApiError("NoSuchKey", "The specified key does not exist.", status=404, Key=key)
+        raise s3_error("NoSuchVersion", Key=key, VersionId=version_id)
+    raise s3_error("NoSuchKey", Key=key)
 
 
 def _marker_error(marker: DeleteMarker, method: str, *, named: bool) -> ApiError:
     headers = {"x-amz-delete-marker": "true", "x-amz-version-id": marker.version_id}
     if not named:
-        text = "The specified key does not exist."
-        return ApiError("NoSuchKey", text, status=404, headers=headers, Key=marker.key)
-    return ApiError(
-        "MethodNotAllowed",
-        "The specified method is not allowed against this resource.",
-        status=405,
-        headers=headers | {"Allow": "DELETE"},
-        Method=method,
-        ResourceType="DeleteMarker",
-    )
+        return s3_error("NoSuchKey", headers=headers, Key=marker.key)
+    headers["Allow"] = "DELETE"
+    return s3_error("MethodNotAllowed", headers=headers, Method=method, ResourceType="DeleteMarker")
 
 
 def version_member(bucket: Bucket, version: Version) -> dict[str, Any]:
@@ -186,9 +173,9 @@ def delete_object(context: Context, bucket: Bucket, key: str, etag: str | None =
     current = bucket.objects.get(key)
     if etag is not None:
         if current is None:
-            raise ApiError("NoSuchKey", "The specified key does not exist.", status=404, Key=key)
+            raise s3_error("NoSuchKey", Key=key)
         if etag.strip('"') not in {"*", current.etag}:
-            raise precondition_failed("If-Match")
+            raise s3_error("PreconditionFailed", Condition="If-Match")
     state = versioning(bucket)
     if not state and current is None:
         return {}
@@ -368,18 +355,11 @@ def requested_bucket(context: Context, params: Params) -> Bucket:
     name = params["Bucket"]
     bucket = existing_bucket(context, name)
     if bucket.region != context.region:
-        raise ApiError(
-            "PermanentRedirect",
-            "The bucket you are attempting to access must be addressed using the specified endpoint. "
-            "Please send all future requests to this endpoint.",
-            status=301,
-            Endpoint=f"{name}.s3.{bucket.region}.amazonaws.com",
-            Bucket=name,
-            BucketRegion=bucket.region,
-        )
+        endpoint = f"{name}.s3.{bucket.region}.amazonaws.com"
+        raise s3_error("PermanentRedirect", Endpoint=endpoint, Bucket=name, BucketRegion=bucket.region)
     check_owner(bucket, params.get("ExpectedBucketOwner"))
     if is_charged(context, bucket) and params.get("RequestPayer") != "requester":
-        raise ApiError("AccessDenied", "Access Denied", status=403)
+        raise s3_error("AccessDenied")
     expire_objects(context, bucket)
     return bucket
 
@@ -388,7 +368,7 @@ def existing_bucket(context: Context, name: str) -> Bucket:
     """Return a bucket of any account and region, or raise ``NoSuchBucket``."""
     bucket = find_bucket(context.tables, name)
     if bucket is None:
-        raise ApiError("NoSuchBucket", "The specified bucket does not exist", status=404, BucketName=name)
+        raise s3_error("NoSuchBucket", BucketName=name)
     return bucket
 
 
@@ -402,7 +382,7 @@ def check_owner(bucket: Bucket, expected: str | None) -> None:
             f"The value of the expected bucket owner parameter must be an AWS Account ID... [{expected}]",
         )
     if expected != bucket.account:
-        raise ApiError("AccessDenied", "Access Denied", status=403)
+        raise s3_error("AccessDenied")
 
 
 def is_charged(context: Context, bucket: Bucket) -> bool:
