@@ -454,7 +454,7 @@ class Dispatcher:
         payload = request.headers.get("x-amz-content-sha256", "")
         if not payload.startswith("STREAMING-"):
             if payload and payload != UNSIGNED_PAYLOAD:
-                request.body.expect_sha256(payload)
+                request.body.signed_sha256 = payload
             return
         signer = None
         if "HMAC" in payload and authorization is not None:

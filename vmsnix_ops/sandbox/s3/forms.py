@@ -19,7 +19,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from vmsnix_ops.sandbox.core import ApiError, load_json
 from vmsnix_ops.sandbox.s3.common import invalid_argument, s3_error
-from vmsnix_ops.sandbox.wire.http import Request, Response
+from vmsnix_ops.sandbox.wire.http import Request, Response, save_pieces
 from vmsnix_ops.sandbox.wire.models import service_model
 from vmsnix_ops.sandbox.wire.protocols import XML_HEADER, malformed_xml, read_xml, xml_element, xml_text
 
@@ -268,20 +268,13 @@ class FormFile:
 
     def save(self, path: Path, digests: Checksums) -> int:
         """Write the content to a file, update the digests, and return the length in bytes."""
-        total = 0
-        try:
-            with path.open("wb", buffering=0) as file:
-                for piece in self._reader.content():
-                    file.write(piece)
-                    digests.update(memoryview(piece))
-                    total += len(piece)
-            self._check_size(total)
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
-        return total
+        return save_pieces(self._content(), path, digests)
 
-    def _check_size(self, size: int) -> None:
+    def _content(self) -> Iterator[memoryview]:
+        size = 0
+        for piece in self._reader.content():
+            yield memoryview(piece)
+            size += len(piece)
         if self.sizes is None:
             return
         smallest, largest = self.sizes

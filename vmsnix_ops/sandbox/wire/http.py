@@ -49,7 +49,13 @@ class TooSlowError(TimeoutError):
     """The client sent too little for too long."""
 
 
-class HttpBody(io.RawIOBase):
+class _Reader(io.RawIOBase):
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+
+class HttpBody(_Reader):
     """The body of an HTTP message, with Content-Length (`length` bytes) or in chunks.
 
     `source` is the connection, after the headers. `before_read` is called before the first byte is read, to
@@ -69,10 +75,6 @@ class HttpBody(io.RawIOBase):
         self.untouched = True  # no byte was read yet
         self.finished = not chunked and length == 0
         self.broken = False  # the start of the next request is unknown
-
-    def readable(self) -> bool:
-        """Return True."""
-        return True
 
     def readinto(self, buffer: object) -> int:
         """Fill a buffer and return the number of bytes; 0 at the end."""
@@ -154,7 +156,7 @@ class ChunkSigner:
         self._previous = expected
 
 
-class AwsChunkedBody(io.RawIOBase):
+class AwsChunkedBody:
     """The payload of an ``aws-chunked`` body, and its trailers. Without a signer, they are unsigned."""
 
     def __init__(self, inner: HttpBody, signer: ChunkSigner | None) -> None:
@@ -166,13 +168,8 @@ class AwsChunkedBody(io.RawIOBase):
         self.trailers: dict[str, str] = {}
         self.finished = False
 
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def readinto(self, buffer: object) -> int:
+    def readinto(self, view: memoryview) -> int:
         """Fill a buffer with payload, and return the number of bytes; 0 at the end."""
-        view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
         if self._remaining == 0 and not self._next_chunk():
             return 0
         count = self._inner.readinto(view[: self._remaining])
@@ -189,8 +186,7 @@ class AwsChunkedBody(io.RawIOBase):
         return count
 
     def _line(self) -> bytes:
-        line = self._inner.readline(MAX_LINE)
-        return line.rstrip(b"\r\n")
+        return self._inner.readline(MAX_LINE).rstrip(b"\r\n")
 
     def _next_chunk(self) -> bool:
         if self.finished:
@@ -230,13 +226,9 @@ class Body:
     def __init__(self, http: HttpBody) -> None:
         self.http = http
         self._payload: HttpBody | AwsChunkedBody = http
-        self._signed_sha256: str | None = None
+        self.signed_sha256: str | None = None  # hexadecimal, in the headers; reading the payload checks it
         self._content: bytes | None = None
         self.cut_after: int | None = None  # a fault rule disconnects after this many bytes
-
-    def expect_sha256(self, digest: str) -> None:
-        """Set the hexadecimal SHA-256 that the client signed, which reading then checks."""
-        self._signed_sha256 = digest
 
     def unwrap_chunks(self, signer: ChunkSigner | None) -> None:
         """Decode ``aws-chunked`` when the payload is read."""
@@ -256,7 +248,7 @@ class Body:
         if self._content is not None:
             yield memoryview(self._content)
             return
-        signed = hashlib.sha256() if hashed and self._signed_sha256 is not None else None
+        signed = hashlib.sha256() if hashed and self.signed_sha256 is not None else None
         buffer = memoryview(bytearray(BUFFER))
         total = 0
         while count := self._payload.readinto(buffer):
@@ -271,11 +263,11 @@ class Body:
             self._compare(signed.hexdigest())
 
     def _compare(self, computed: str) -> None:
-        if self._signed_sha256 not in {None, computed}:
+        if self.signed_sha256 not in {None, computed}:
             raise ApiError(
                 "XAmzContentSHA256Mismatch",
                 "The provided 'x-amz-content-sha256' header does not match what was computed.",
-                ClientComputedContentSHA256=self._signed_sha256,
+                ClientComputedContentSHA256=self.signed_sha256,
                 S3ComputedContentSHA256=computed,
             )
 
@@ -295,24 +287,14 @@ class Body:
         return self._content
 
     def save(self, path: Path, digests: Checksums) -> int:
-        """Write the payload to a file, update the digests, and return the length in bytes.
+        """Write the payload to a file as `save_pieces`. The file is deleted if it is not as signed."""
+        return save_pieces(self._pieces_for(digests), path, digests)
 
-        The file is deleted when the payload is incomplete or not as signed.
-        """
-        total = 0
+    def _pieces_for(self, digests: Checksums) -> Iterator[memoryview]:
         shared = "sha256" in digests  # then one SHA-256 is computed for both purposes
-        try:
-            with path.open("wb", buffering=0) as file:
-                for piece in self.chunks(hashed=not shared):
-                    file.write(piece)
-                    digests.update(piece)
-                    total += len(piece)
-            if shared:
-                self._compare(digests.hex("sha256"))
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
-        return total
+        yield from self.chunks(hashed=not shared)
+        if shared:
+            self._compare(digests.hex("sha256"))
 
     def drain(self, limit: int) -> bool:
         """Read the rest of the body, and return whether the connection can be used again."""
@@ -330,6 +312,24 @@ class Body:
         except ApiError:  # the request was answered already
             return False
         return True
+
+
+def save_pieces(pieces: Iterable[memoryview], path: Path, digests: Checksums) -> int:
+    """Write pieces to a file, update the digests with each, and return the length in bytes.
+
+    The file is deleted when the pieces end with an error.
+    """
+    total = 0
+    try:
+        with path.open("wb", buffering=0) as file:
+            for piece in pieces:
+                file.write(piece)
+                digests.update(piece)
+                total += len(piece)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return total
 
 
 TIMEOUT_TEXT = (
@@ -377,7 +377,7 @@ def limit_time(connection: socket.socket, option: int, seconds: float) -> None:
     connection.setsockopt(socket.SOL_SOCKET, option, limit)
 
 
-class TimedSocketReader(io.RawIOBase):
+class TimedSocketReader(_Reader):
     """Reads a client's socket, with timeouts."""
 
     def __init__(self, connection: socket.socket) -> None:
@@ -391,10 +391,6 @@ class TimedSocketReader(io.RawIOBase):
         """
         self._started, self._seconds, self._per_byte, self._received = monotonic(), seconds, per_byte, 0
         limit_time(self._connection, socket.SO_RCVTIMEO, seconds)
-
-    def readable(self) -> bool:
-        """Return True."""
-        return True
 
     def readinto(self, buffer: Any) -> int:
         """Fill a buffer and return the number of bytes; 0 at the end."""
