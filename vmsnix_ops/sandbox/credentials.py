@@ -17,6 +17,7 @@ from vmsnix_ops.sandbox.regions import region_exists
 from vmsnix_ops.sandbox.wire.http import SIGNATURE_TEXT
 from vmsnix_ops.sandbox.wire.signature import (
     UNSIGNED_PAYLOAD,
+    malformed_authorization,
     possible_texts,
     signature_is_right,
     unsigned_headers,
@@ -244,12 +245,8 @@ def _check_scope(authorization: Authorization, service: Service) -> None:
     if region_exists(authorization.region):
         return
     if service.protocol == "rest-xml":
-        raise ApiError(
-            "AuthorizationHeaderMalformed",
-            f"The authorization header is malformed; the region '{authorization.region}' is wrong; "
-            "expecting 'us-east-1'",
-            Region="us-east-1",
-        )
+        text = f"the region '{authorization.region}' is wrong; expecting 'us-east-1'"
+        raise malformed_authorization(text, Region="us-east-1")
     if service.protocol == "ec2":
         raise authentication_error(service, "unknown")
     code, status, _ = AUTHENTICATION_ERRORS[service.protocol]["signature"]

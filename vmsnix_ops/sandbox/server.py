@@ -38,21 +38,8 @@ from email.utils import format_datetime
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.calls import summarize_params
-from vmsnix_ops.sandbox.core import (
-    NOT_EMULATED,
-    OPERATIONS,
-    ApiError,
-    Context,
-    load_json,
-    load_operations,
-    not_emulated,
-)
-from vmsnix_ops.sandbox.credentials import (
-    ANONYMOUS,
-    authenticate,
-    authentication_error,
-    credentials_table,
-)
+from vmsnix_ops.sandbox.core import OPERATIONS, ApiError, Context, load_json, load_operations, not_emulated
+from vmsnix_ops.sandbox.credentials import ANONYMOUS, authenticate, authentication_error, credentials_table
 from vmsnix_ops.sandbox.ec2.networks import is_region_enabled
 from vmsnix_ops.sandbox.faults import edit_answer, flatten_params
 from vmsnix_ops.sandbox.regions import in_partition
@@ -87,7 +74,6 @@ from vmsnix_ops.sandbox.wire.signature import (
     UNSIGNED_PAYLOAD,
     VERSION_2_REGION,
     Authorization,
-    MalformedAuthorizationError,
     authorization_of_form,
     hoist_query,
     read_authorization,
@@ -308,10 +294,11 @@ class Dispatcher:
         path = request.raw_path
         try:
             authorization = read_authorization(request)
-            service = self._service_of(request, authorization)
-        except MalformedAuthorizationError as error:
+        except ApiError as error:
             service = service_model("s3")
-            return write_error(service, _as_aws_error(error), _request_id(service))
+            return write_error(service, error, _request_id(service))
+        try:
+            service = self._service_of(request, authorization)
         except ApiError as error:
             return _text_response(error.status, error.message)
         if host["bucket"] is not None and service.name == "s3":
@@ -324,22 +311,16 @@ class Dispatcher:
         """Return the answer to an invalid request, in the protocol of the service that it is probably for."""
         service = service_model("s3")
         if error.request is not None:
-            with suppress(MalformedAuthorizationError, ApiError):
+            with suppress(ApiError):
                 service = self._service_of(error.request, read_authorization(error.request))
-        refused = ApiError(error.code, str(error), status=error.status)
-        return write_error(service, refused, _request_id(service))
+        return write_error(service, error, _request_id(service))
 
     @staticmethod
     def _service_of(request: Request, authorization: Authorization | None) -> Service:
         if authorization is not None:
             name = find_service_name(authorization.service)
             if name is None:
-                raise ApiError(
-                    NOT_EMULATED,
-                    f"The sandbox does not emulate the service {authorization.service!r}; "
-                    f"it has {', '.join(SERVICES)}.",
-                    status=501,
-                )
+                raise not_emulated(f"the service {authorization.service!r}; it has {', '.join(SERVICES)}")
             return service_model(name)
         if request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
             return service_model("sts")
@@ -350,7 +331,10 @@ class Dispatcher:
     def _exchange(self, exchange: Exchange) -> Response:
         outcome, dropped = "ok", False
         try:
-            response = self._run(exchange)
+            if exchange.service.name == "s3" and is_form_upload(exchange.request, exchange.path):
+                response = self._run_form(exchange)
+            else:
+                response = self._run_request(exchange)
         except ApiError as error:
             outcome = error.code
             response = write_error(exchange.service, error, exchange.request_id)
@@ -388,19 +372,11 @@ class Dispatcher:
             request_id=exchange.request_id,
         )
 
-    def _run(self, exchange: Exchange) -> Response:
-        if exchange.service.name == "s3" and is_form_upload(exchange.request, exchange.path):
-            return self._run_form(exchange)
-        return self._run_request(exchange)
-
     def _run_form(self, exchange: Exchange) -> Response:
         """Run the upload of a form as the PutObject that it describes."""
         host = exchange.request.headers["host"]
         form = read_form_upload(exchange.request, exchange.path)
-        try:
-            exchange.authorization = authorization_of_form(form.fields)
-        except MalformedAuthorizationError as error:
-            raise _as_aws_error(error) from None
+        exchange.authorization = authorization_of_form(form.fields)
         exchange.request = form.as_put_request()
         exchange.path = exchange.request.raw_path
         return form.answer(self._run_request(exchange, form), host)
@@ -569,10 +545,6 @@ class _DropConnectionError(Exception):
         self.reset = reset
 
 
-def _as_aws_error(error: MalformedAuthorizationError) -> ApiError:
-    return ApiError(error.code, str(error), status=error.status, **error.extra)
-
-
 def _request_id(service: Service) -> str:
     return secrets.token_hex(8).upper() if service.name == "s3" else str(uuid.uuid4())
 
@@ -597,11 +569,9 @@ def answer_admin_request(state: SandboxState, request: Request) -> Response:
         found = _route(state, request, name, dict(value))
     except (ValueError, TypeError, OverflowError, ApiError) as error:
         return _json({"error": str(error)}, 400)
-    return (
-        _json({"error": f"there is no {request.method} {request.path}"}, 404)
-        if found is None
-        else _json(found)
-    )
+    if found is None:
+        return _json({"error": f"there is no {request.method} {request.path}"}, 404)
+    return _json(found)
 
 
 def _json(value: Any, status: int = 200) -> Response:

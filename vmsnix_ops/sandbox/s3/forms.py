@@ -22,6 +22,7 @@ from vmsnix_ops.sandbox.s3.common import invalid_argument, s3_error
 from vmsnix_ops.sandbox.wire.http import Request, Response, save_pieces
 from vmsnix_ops.sandbox.wire.models import service_model
 from vmsnix_ops.sandbox.wire.protocols import XML_HEADER, malformed_xml, read_xml, xml_element, xml_text
+from vmsnix_ops.sandbox.wire.signature import missing_field
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -104,12 +105,7 @@ class FormUpload:
     def as_put_request(self) -> Request:
         """Return the PutObject request of the form."""
         if "key" not in self.fields:
-            raise invalid_argument(
-                "Bucket POST must contain a field named 'key'.  If it is specified, please check the order "
-                "of the fields.",
-                "key",
-                "",
-            )
+            raise missing_field("key")
         headers = {
             {"acl": "x-amz-acl", "tagging": "x-amz-tagging"}.get(name, name): value
             for name, value in self.fields.items()

@@ -358,14 +358,14 @@ HEADER_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([^\x00-\x08\x0a-\x1f\
 BAD_PERCENT = re.compile("%(?![0-9A-Fa-f]{2})")
 
 
-class BadRequestError(Exception):
+class BadRequestError(ApiError):
     """The bytes are not an HTTP/1.1 request that this server accepts."""
 
     def __init__(
         self, why: str, *, status: int = 400, code: str = "BadRequest", request: Request | None = None
     ) -> None:
-        super().__init__(why)
-        self.status, self.code, self.request = status, code, request
+        super().__init__(code, why, status=status)
+        self.request = request
 
 
 def limit_time(connection: socket.socket, option: int, seconds: float) -> None:

@@ -25,7 +25,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
-from vmsnix_ops.sandbox.core import words
+from vmsnix_ops.sandbox.core import ApiError, not_emulated, words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -50,16 +50,9 @@ SUB_RESOURCES = frozenset(
 """The query keys that Signature Version 2 covers."""
 
 
-class MalformedAuthorizationError(Exception):
-    """A request has credentials in a form that AWS refuses."""
-
-    def __init__(
-        self, text: str, code: str = "AuthorizationHeaderMalformed", *, status: int = 400, **extra: Any
-    ) -> None:
-        malformed = code == "AuthorizationHeaderMalformed"
-        super().__init__(f"The authorization header is malformed; {text}" if malformed else text)
-        self.code, self.status = code, status
-        self.extra: dict[str, Any] = extra
+def malformed_authorization(text: str, **more: Any) -> ApiError:
+    """Return ``AuthorizationHeaderMalformed``."""
+    return ApiError("AuthorizationHeaderMalformed", f"The authorization header is malformed; {text}", **more)
 
 
 @dataclass(frozen=True)
@@ -104,7 +97,7 @@ class Authorization:
 def read_authorization(request: Request) -> Authorization | None:
     """Return the credential and the signature of a request; None when it is unsigned.
 
-    A `MalformedAuthorizationError` if they are not complete, or not those of a version that is accepted here.
+    An `ApiError` if they are not complete, or not those of a version that is accepted here.
     """
     if request.query.keys() & set(QUERY_FIELDS):
         return _from_query(request.query)
@@ -118,7 +111,7 @@ def read_authorization(request: Request) -> Authorization | None:
         return None
     _check_emulated(algorithm)
     if algorithm != ALGORITHM:
-        raise MalformedAuthorizationError(f"the scheme {algorithm!r} is unknown.")
+        raise malformed_authorization(f"the scheme {algorithm!r} is unknown.")
     fields = {name.strip(): value.strip() for name, _, value in (p.partition("=") for p in rest.split(","))}
     stamp = request.headers.get("x-amz-date") or request.headers.get("date", "")
     try:
@@ -130,14 +123,13 @@ def read_authorization(request: Request) -> Authorization | None:
             token=request.headers.get("x-amz-security-token"),
         )
     except KeyError as missing:
-        raise MalformedAuthorizationError(f"the Authorization header lacks {missing}") from None
+        raise malformed_authorization(f"the Authorization header lacks {missing}") from None
 
 
 def _check_emulated(algorithm: str) -> None:
     """Refuse Signature Version 4A, which AWS accepts: it signs for several regions."""
     if algorithm == ASYMMETRIC_ALGORITHM:
-        text = "The sandbox does not emulate Signature Version 4A."
-        raise MalformedAuthorizationError(text, "NotImplemented", status=501)
+        raise not_emulated("Signature Version 4A")
 
 
 QUERY_FIELDS = words(
@@ -145,8 +137,8 @@ QUERY_FIELDS = words(
 )
 
 
-def _query_error(text: str) -> MalformedAuthorizationError:
-    return MalformedAuthorizationError(text, "AuthorizationQueryParametersError")
+def _query_error(text: str) -> ApiError:
+    return ApiError("AuthorizationQueryParametersError", text)
 
 
 def _from_query(query: Mapping[str, str]) -> Authorization:
@@ -187,16 +179,12 @@ def _from_query(query: Mapping[str, str]) -> Authorization:
 def _from_version_2_query(query: Mapping[str, str]) -> Authorization:
     """Return the credential of a URL with Signature Version 2, which names no region."""
     if not {"AWSAccessKeyId", "Signature", "Expires"} <= query.keys():
-        raise MalformedAuthorizationError(
-            "Query-string authentication requires the Signature, Expires and AWSAccessKeyId parameters",
-            "AccessDenied",
-            status=403,
-        )
+        text = "Query-string authentication requires the Signature, Expires and AWSAccessKeyId parameters"
+        raise ApiError("AccessDenied", text, status=403)
     expires = query["Expires"]
     if not expires.isdecimal() or len(expires) > 11:
-        raise MalformedAuthorizationError(
-            f"Invalid date (should be seconds since epoch): {expires}", "AccessDenied", status=403
-        )
+        text = f"Invalid date (should be seconds since epoch): {expires}"
+        raise ApiError("AccessDenied", text, status=403)
     end, token = datetime.fromtimestamp(int(expires), UTC), query.get("x-amz-security-token")
     return Authorization(query["AWSAccessKeyId"], query["Signature"], end, token, presigned=True, version=2)
 
@@ -205,15 +193,23 @@ def _from_version_2_header(credential: str, headers: Mapping[str, str]) -> Autho
     access_key, colon, signature = credential.strip().rpartition(":")
     if not colon:
         text = "AWS authorization header is invalid.  Expected AwsAccessKeyId:signature"  # text from memory
-        raise MalformedAuthorizationError(text, "InvalidArgument")
+        raise ApiError("InvalidArgument", text)
     try:
         date = parsedate_to_datetime(headers.get("x-amz-date") or headers["date"])
         utc = date.replace(tzinfo=UTC) if date.tzinfo is None else date.astimezone(UTC)
     except (KeyError, ValueError, OverflowError):
-        raise MalformedAuthorizationError(
-            "AWS authentication requires a valid Date or x-amz-date header", "AccessDenied", status=403
-        ) from None
+        text = "AWS authentication requires a valid Date or x-amz-date header"
+        raise ApiError("AccessDenied", text, status=403) from None
     return Authorization(access_key, signature, utc, headers.get("x-amz-security-token"), version=2)
+
+
+def missing_field(name: str) -> ApiError:
+    """Return the error for a form without a field."""
+    text = (
+        f"Bucket POST must contain a field named '{name}'.  If it is specified, please check the order of "
+        "the fields."
+    )
+    return ApiError("InvalidArgument", text, ArgumentName=name, ArgumentValue="")
 
 
 def authorization_of_form(fields: Mapping[str, str]) -> Authorization | None:
@@ -228,13 +224,7 @@ def authorization_of_form(fields: Mapping[str, str]) -> Authorization | None:
             continue
         for name in names:
             if name.lower() not in fields:
-                raise MalformedAuthorizationError(
-                    f"Bucket POST must contain a field named '{name}'.  If it is specified, please check the "
-                    "order of the fields.",
-                    "InvalidArgument",
-                    ArgumentName=name,
-                    ArgumentValue="",
-                )
+                raise missing_field(name)
         token, policy = fields.get("x-amz-security-token"), fields["policy"]
         if names is version_2:
             key, signature = fields["awsaccesskeyid"], fields["signature"]
@@ -266,7 +256,7 @@ def _build(
     policy: str | None = None,
 ) -> Authorization:
     if not _is_credential(credential):
-        raise MalformedAuthorizationError("the credential is not KEY/DATE/REGION/SERVICE/aws4_request")
+        raise malformed_authorization("the credential is not KEY/DATE/REGION/SERVICE/aws4_request")
     access_key, date, region, service, _ = credential.rsplit("/", 4)
     return Authorization(
         *(access_key, signature, timestamp, token, date, region, service),
@@ -283,7 +273,7 @@ def _parse_stamp(stamp: str) -> datetime:
             return datetime.strptime(stamp, form).replace(tzinfo=UTC)
         except ValueError:
             continue
-    raise MalformedAuthorizationError("X-Amz-Date or Date is missing or invalid")
+    raise malformed_authorization("X-Amz-Date or Date is missing or invalid")
 
 
 @lru_cache(maxsize=256)
