@@ -38,11 +38,11 @@ def parse_value(shape: Shape, text: str, *, timestamp_format: str = "iso8601") -
     kind = shape.type_name
     try:
         if kind in {"integer", "long"}:
-            return _parse_integer(text)
+            return int(_matching(r"[+-]?[0-9]{1,19}", text))
         if kind in {"float", "double"}:
             return _parse_finite(text)
         if kind == "boolean":
-            return _parse_boolean(text)
+            return _matching("true|false|[01]", text.lower()) in {"true", "1"}
         if kind == "blob":
             return base64.b64decode(text, validate=True)
         if kind == "timestamp":
@@ -52,23 +52,16 @@ def parse_value(shape: Shape, text: str, *, timestamp_format: str = "iso8601") -
     return text
 
 
-def _parse_integer(text: str) -> int:
-    if not re.fullmatch(r"[+-]?[0-9]{1,19}", text):
+def _matching(pattern: str, text: str) -> str:
+    if not re.fullmatch(pattern, text):
         raise ValueError(text)
-    return int(text)
+    return text
 
 
 def _parse_finite(text: str) -> float:
     if not math.isfinite(number := float(text)):
         raise ValueError(text)
     return number
-
-
-def _parse_boolean(text: str) -> bool:
-    known = {"true": True, "false": False, "1": True, "0": False}
-    if text.lower() not in known:
-        raise ValueError(text)
-    return known[text.lower()]
 
 
 def parse_time(value: str | float, form: str) -> datetime:
@@ -132,12 +125,7 @@ class RestRoute:
     needs_query: frozenset[str]
     needs_headers: frozenset[str]
     query_keys: frozenset[str]
-    greedy: bool
-
-    @property
-    def weight(self) -> tuple[int, int]:
-        """The sort key: more selective routes come first."""
-        return (len(self.literals) + len(self.needs_query) + len(self.needs_headers), not self.greedy)
+    weight: tuple[int, bool]  # more selective routes have more
 
 
 class Service:
@@ -205,15 +193,17 @@ def _route(operation: OperationModel) -> RestRoute:
             if m.serialization.get("location") == location and name in chosen
         )
 
+    needs_query = names("querystring", required)
+    needs_headers = frozenset({"x-amz-copy-source"} & names("header", required))
     return RestRoute(
         operation=operation.name,
         method=operation.http.get("method", "POST"),
         pattern=_pattern(path),
         literals=literals,
-        needs_query=names("querystring", required),
-        needs_headers=frozenset(n.lower() for n in names("header", required) if n == "x-amz-copy-source"),
+        needs_query=needs_query,
+        needs_headers=needs_headers,
         query_keys=names("querystring", set(members)) | {name for name, _ in literals},
-        greedy="+}" in path,
+        weight=(len(literals) + len(needs_query) + len(needs_headers), "+}" not in path),
     )
 
 

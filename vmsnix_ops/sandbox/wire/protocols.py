@@ -36,16 +36,11 @@ from vmsnix_ops.sandbox.wire.models import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from botocore.model import OperationModel
 
     from vmsnix_ops.sandbox.wire.http import Request
-
-
-def unknown_action(action: str) -> ApiError:
-    """Return the error for an action that AWS does not have."""
-    return ApiError("InvalidAction", f"The action {action} is not valid for this web service.")
 
 
 def missing_parameter(name: str, protocol: str) -> ApiError:
@@ -108,11 +103,10 @@ def check_constraints(target: RequestTarget, params: dict[str, Any]) -> None:
     ]
     if broken:
         count = f"{len(broken)} validation error{'s' if len(broken) > 1 else ''} detected"
-        more: dict[str, Any] = (
-            {"Reason": "INVALID_PARAMETER_VALUE"} if service.protocol == "rest-json" else {}
-        )
-        text = f"{count}: {'; '.join(broken)}"
-        raise ApiError(_validation_code(service.protocol), text, **more)
+        error = ApiError(_validation_code(service.protocol), f"{count}: {'; '.join(broken)}")
+        if service.protocol == "rest-json":
+            error.extra["Reason"] = "INVALID_PARAMETER_VALUE"
+        raise error
 
 
 def _broken_constraints(shape: Shape, value: Any, path: str) -> Iterator[tuple[str, str]]:
@@ -326,15 +320,12 @@ def _json_scalar(shape: Shape, value: Any, path: str, protocol: str) -> Any:
             return parse_time(value, "iso8601")
         if kind == "blob":
             return parse_value(shape, value)
-    except (ValueError, TypeError, OverflowError, OSError, BadValueError):
+        if kind in JSON_NUMBERS and isinstance(value, int | float) and not isinstance(value, bool):
+            return JSON_NUMBERS[kind](value)
+    except (ValueError, TypeError, OverflowError, OSError, BadValueError):  # 1e999 overflows an integer
         raise bad_value(path, str(value)[:80], kind, protocol) from None
     if kind in JSON_NUMBERS:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise bad_value(path, str(value)[:80], kind, protocol)
-        try:
-            return JSON_NUMBERS[kind](value)
-        except OverflowError:  # 1e999 is infinite
-            raise bad_value(path, str(value)[:80], kind, protocol) from None
+        raise bad_value(path, str(value)[:80], kind, protocol)
     return _expect_type(value, bool if kind == "boolean" else str, path, protocol)
 
 
@@ -343,14 +334,13 @@ def _json_structure(shape: StructureShape, value: dict[str, Any], path: str, pro
     keys = {member.serialization.get("name", name): name for name, member in shape.members.items()}
     for key, item in value.items():
         if key not in keys:
-            raise _unknown_parameter(f"{path}.{key}".lstrip("."), protocol)
+            raise _unknown_parameter(_join(path, key), protocol)
         if item is not None:
-            result[keys[key]] = _parse_json(
-                shape.members[keys[key]], item, f"{path}.{key}".lstrip("."), protocol
-            )
+            member = shape.members[keys[key]]
+            result[keys[key]] = _parse_json(member, item, _join(path, key), protocol)
     for name in shape.required_members:
         if name not in result and "location" not in shape.members[name].serialization:
-            raise missing_parameter(f"{path}.{name}".lstrip("."), protocol)
+            raise missing_parameter(_join(path, name), protocol)
     return result
 
 
@@ -373,9 +363,8 @@ def _json_value(shape: Shape, value: Any) -> Any:
     if shape.type_name == "blob":
         return base64.b64encode(value).decode("ascii")
     if isinstance(value, datetime):
-        if shape.serialization.get("timestampFormat") == "iso8601":
-            return format_time(value, "iso8601")
-        return unix_time(value)
+        iso = shape.serialization.get("timestampFormat") == "iso8601"
+        return format_time(value) if iso else unix_time(value)
     return value
 
 
@@ -399,58 +388,58 @@ def xml_element(name: str, content: str, attributes: str = "") -> str:
     return f"<{name}{attributes}>{content}</{name.partition(' ')[0]}>"
 
 
-class XmlWriter:
-    """Writes values as XML by their shapes."""
+def _write_members(shape: StructureShape, value: dict[str, Any]) -> str:
+    """Return the elements of a structure, without the members that are headers."""
+    return "".join(
+        [
+            _write_value(element, member, inner)
+            for name, element, member in _elements(shape)
+            if (inner := value.get(name)) is not None
+        ]
+    )
 
-    def members(self, shape: StructureShape, value: dict[str, Any]) -> str:
-        """Return the elements of a structure, without the members that are headers."""
-        return "".join(
-            [
-                self.named(element, member, inner)
-                for name, element, member in _elements(shape)
-                if (inner := value.get(name)) is not None
-            ]
+
+def _write_value(name: str, shape: Shape, value: Any) -> str:
+    """Return a value as an element with this name; a flattened list as several elements."""
+    if isinstance(shape, StructureShape):
+        return xml_element(name, _write_members(shape, value), _write_attributes(shape, value))
+    if isinstance(shape, ListShape):
+        return _write_list(name, shape, value)
+    if isinstance(shape, MapShape):
+        return _write_map(name, shape, value)
+    content = xml_text(value if isinstance(value, str) else format_value(shape, value))
+    return f"<{name}>{content}</{name}>"
+
+
+def _write_list(name: str, shape: ListShape, values: list[Any]) -> str:
+    if shape.serialization.get("flattened"):
+        name = str(shape.member.serialization.get("name", name))
+        return "".join(_write_value(name, shape.member, value) for value in values)
+    item = str(shape.member.serialization.get("name", "member"))
+    return xml_element(name, "".join(_write_value(item, shape.member, value) for value in values))
+
+
+def _write_map(name: str, shape: MapShape, values: dict[str, Any]) -> str:
+    key_name = str(shape.key.serialization.get("name", "key"))
+    value_name = str(shape.value.serialization.get("name", "value"))
+    flattened = shape.serialization.get("flattened")
+    pairs = "".join(
+        xml_element(
+            name if flattened else "entry",
+            _write_value(key_name, shape.key, key) + _write_value(value_name, shape.value, value),
         )
+        for key, value in values.items()
+    )
+    return pairs if flattened else xml_element(name, pairs)
 
-    def named(self, name: str, shape: Shape, value: Any) -> str:
-        """Return a value as an element with this name; a flattened list as several elements."""
-        if isinstance(shape, StructureShape):
-            return xml_element(name, self.members(shape, value), self._attributes(shape, value))
-        if isinstance(shape, ListShape):
-            return self._list(name, shape, value)
-        if isinstance(shape, MapShape):
-            return self._map(name, shape, value)
-        content = xml_text(value if isinstance(value, str) else format_value(shape, value))
-        return f"<{name}>{content}</{name}>"
 
-    def _list(self, name: str, shape: ListShape, values: list[Any]) -> str:
-        if shape.serialization.get("flattened"):
-            name = str(shape.member.serialization.get("name", name))
-            return "".join(self.named(name, shape.member, value) for value in values)
-        item = str(shape.member.serialization.get("name", "member"))
-        return xml_element(name, "".join(self.named(item, shape.member, value) for value in values))
-
-    def _map(self, name: str, shape: MapShape, values: dict[str, Any]) -> str:
-        key_name = str(shape.key.serialization.get("name", "key"))
-        value_name = str(shape.value.serialization.get("name", "value"))
-        flattened = shape.serialization.get("flattened")
-        pairs = "".join(
-            xml_element(
-                name if flattened else "entry",
-                self.named(key_name, shape.key, key) + self.named(value_name, shape.value, value),
-            )
-            for key, value in values.items()
-        )
-        return pairs if flattened else xml_element(name, pairs)
-
-    @staticmethod
-    def _attributes(shape: StructureShape, value: dict[str, Any]) -> str:
-        result = ""
-        for name, member in _attribute_members(shape):
-            if name in value:
-                content = quoteattr(XML_FORBIDDEN.sub("\ufffd", value[name]))
-                result += f' xmlns:xsi="{SCHEMA_INSTANCE}" {member.serialization["name"]}={content}'
-        return result
+def _write_attributes(shape: StructureShape, value: dict[str, Any]) -> str:
+    result = ""
+    for name, member in _attribute_members(shape):
+        if name in value:
+            content = quoteattr(XML_FORBIDDEN.sub("\ufffd", value[name]))
+            result += f' xmlns:xsi="{SCHEMA_INSTANCE}" {member.serialization["name"]}={content}'
+    return result
 
 
 @cache
@@ -497,10 +486,6 @@ def read_xml(shape: Shape, body: bytes) -> Any:
         raise malformed_xml() from None
 
 
-def _local_name(node: ET.Element) -> str:
-    return node.tag.rpartition("}")[2]
-
-
 def _xml_value(shape: Shape, node: ET.Element) -> Any:
     if isinstance(shape, StructureShape):
         return _xml_structure(shape, node)
@@ -518,7 +503,7 @@ def _xml_value(shape: Shape, node: ET.Element) -> Any:
 def _xml_structure(shape: StructureShape, node: ET.Element) -> dict[str, Any]:
     children: dict[str, list[ET.Element]] = {}
     for child in node:
-        children.setdefault(_local_name(child), []).append(child)
+        children.setdefault(child.tag.rpartition("}")[2], []).append(child)  # without its namespace
     result: dict[str, Any] = {}
     for name, member in shape.members.items():
         key = str(member.serialization.get("name", name))
@@ -591,7 +576,7 @@ def _identify_form(request: Request, service: Service) -> RequestTarget:
     if not action:
         raise ApiError("MissingAction", "The request is missing an action or a required parameter")
     if action not in service:
-        raise unknown_action(action)
+        raise ApiError("InvalidAction", f"The action {action} is not valid for this web service.")
     if version != service.version:
         raise ApiError("NoSuchVersion", f"The sandbox has version {service.version}, not {version!r}.")
     return RequestTarget(service, action, form=form)
@@ -634,11 +619,8 @@ def _parse_rest(
             if found:
                 params[name] = found
             continue
-        source = {
-            "uri": target.labels or {},
-            "querystring": request.query,
-            "header": request.headers,
-        }.get(location or "", {})
+        sources = {"uri": target.labels or {}, "querystring": request.query, "header": request.headers}
+        source: Mapping[str, str] = sources.get(location or "", {})
         raw = source.get(key.lower() if location == "header" else key)
         if raw is None:
             continue
@@ -737,45 +719,43 @@ def write_answer(
     """
     status = int(result.pop("__status__", operation.http.get("responseCode", 200)))
     shape = operation.output_shape
-    writer = {"ec2": _write_xml, "query": _write_xml, "json": _write_json}.get(service.protocol)
-    if writer is not None:
-        return writer(service, operation, result, request_id)
     response = Response(status, _request_id_headers(service, request_id))
-    if shape is not None:
+    if service.protocol in XML_TYPES:
+        response.headers["Content-Type"] = XML_TYPES[service.protocol]
+        response.body = _xml_answer(service, operation, result, request_id)
+    elif service.protocol == "json":
+        response.headers["Content-Type"] = _json_type(service)
+        response.body = write_json(shape, result) if shape is not None else b"{}"
+    elif shape is not None:
         _write_headers(shape, result, response)
         _write_rest_body(service, operation, shape, result, response)
     return response
 
 
-def _write_xml(
+XML_TYPES = {"ec2": "text/xml;charset=UTF-8", "query": "text/xml"}
+
+
+def _json_type(service: Service) -> str:
+    return f"application/x-amz-json-{service.model.metadata.get('jsonVersion', '1.1')}"
+
+
+def _xml_answer(
     service: Service, operation: OperationModel, result: dict[str, Any], request_id: str
-) -> Response:
-    """Return an answer of the protocols ``ec2`` and ``query``."""
+) -> bytes:
+    """Return the body of an answer of the protocols ``ec2`` and ``query``."""
     shape = operation.output_shape
-    members = XmlWriter().members(shape, result) if shape is not None else ""
+    members = _write_members(shape, result) if shape is not None else ""
     if service.protocol == "ec2":
         content = xml_element("requestId", request_id)
         content += members if shape is not None else xml_element("return", "true")
-        content_type = "text/xml;charset=UTF-8"
     else:
         content = ""
         if shape is not None:
             wrapper = shape.serialization.get("resultWrapper", f"{operation.name}Result")
             content = xml_element(wrapper, members)
         content += xml_element("ResponseMetadata", xml_element("RequestId", request_id))
-        content_type = "text/xml"
-    body = XML_HEADER + xml_element(f"{operation.name}Response", content, f' xmlns="{service.namespace}"')
-    headers = _request_id_headers(service, request_id) | {"Content-Type": content_type}
-    return Response(200, headers, body.encode())
-
-
-def _write_json(
-    service: Service, operation: OperationModel, result: dict[str, Any], request_id: str
-) -> Response:
-    shape = operation.output_shape
-    headers = _request_id_headers(service, request_id)
-    headers["Content-Type"] = f"application/x-amz-json-{service.model.metadata['jsonVersion']}"
-    return Response(200, headers, write_json(shape, result) if shape is not None else b"{}")
+    answer = xml_element(f"{operation.name}Response", content, f' xmlns="{service.namespace}"')
+    return (XML_HEADER + answer).encode()
 
 
 def _request_id_headers(service: Service, request_id: str) -> dict[str, str]:
@@ -825,11 +805,11 @@ def _write_rest_body(
         member = shape.members[payload]
         if result.get(payload) is not None:
             root = str(member.serialization.get("name", payload))
-            content = XmlWriter().named(root, member, result[payload])
+            content = _write_value(root, member, result[payload])
             content = content.replace(f"<{root}", f'<{root} xmlns="{S3_NAMESPACE}"', 1)
     elif any("location" not in member.serialization for member in shape.members.values()):
         root = S3_ROOTS.get(operation.name, shape.name)
-        inner = XmlWriter().members(shape, result)
+        inner = _write_members(shape, result)
         if operation.name == "GetBucketLocation":  # the one answer whose root is its only value
             inner = xml_text(result.get("LocationConstraint") or "")
         content = xml_element(root, inner, f' xmlns="{S3_NAMESPACE}"')
@@ -846,40 +826,23 @@ def write_error(service: Service, error: ApiError, request_id: str) -> Response:
     """
     headers = _request_id_headers(service, request_id) | error.headers
     if service.protocol in {"json", "rest-json"}:
-        headers["Content-Type"] = f"application/x-amz-json-{service.model.metadata.get('jsonVersion', '1.1')}"
-        headers["x-amzn-ErrorType"] = error.code
+        headers |= {"Content-Type": _json_type(service), "x-amzn-ErrorType": error.code}
         key = "Message" if service.protocol == "rest-json" else "message"
-        return Response(
-            error.status,
-            headers,
-            json.dumps({"__type": error.code, key: error.message} | error.extra).encode(),
-        )
-    members = xml_element("Code", xml_text(error.code)) + xml_element("Message", xml_text(error.message))
-    extra = "".join(xml_element(name, xml_text(str(value))) for name, value in error.extra.items())
-    headers["Content-Type"] = "text/xml;charset=UTF-8" if service.protocol == "ec2" else "text/xml"
+        content = json.dumps({"__type": error.code, key: error.message} | error.extra)
+        return Response(error.status, headers, content.encode())
+    headers["Content-Type"] = XML_TYPES.get(service.protocol, "application/xml")
+    texts = {"Code": error.code, "Message": error.message, **error.extra}
+    members = "".join(xml_element(name, xml_text(str(value))) for name, value in texts.items())
+    request = xml_element("RequestId", request_id)
     if service.protocol == "ec2":
-        body = xml_element(
-            "Response",
-            xml_element("Errors", xml_element("Error", members + extra))
-            + xml_element("RequestID", request_id),
-        )
+        errors = xml_element("Errors", xml_element("Error", members))
+        body = xml_element("Response", errors + xml_element("RequestID", request_id))
     elif service.protocol == "query":
-        fault = "Receiver" if error.status >= 500 else "Sender"
-        body = xml_element(
-            "ErrorResponse",
-            xml_element("Error", xml_element("Type", fault) + members + extra)
-            + xml_element("RequestId", request_id),
-            f' xmlns="{service.namespace}"',
-        )
+        fault = xml_element("Type", "Receiver" if error.status >= 500 else "Sender")
+        content = xml_element("Error", fault + members) + request
+        body = xml_element("ErrorResponse", content, f' xmlns="{service.namespace}"')
     else:
-        headers["Content-Type"] = "application/xml"
         if "BucketRegion" in error.extra:
             headers["x-amz-bucket-region"] = str(error.extra["BucketRegion"])
-        body = xml_element(
-            "Error",
-            members
-            + extra
-            + xml_element("RequestId", request_id)
-            + xml_element("HostId", f"sandbox/{request_id}"),
-        )
+        body = xml_element("Error", members + request + xml_element("HostId", f"sandbox/{request_id}"))
     return Response(error.status, headers, (XML_HEADER + body).encode())
