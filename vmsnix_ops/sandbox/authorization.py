@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote
 
-from vmsnix_ops.sandbox.core import ApiError, words
+from vmsnix_ops.sandbox.core import ApiError, given, words
 from vmsnix_ops.sandbox.credentials import credentials_table
 from vmsnix_ops.sandbox.ec2.common import PARAMETER_PREFIX, RESOURCE_KINDS, find_image_id
 from vmsnix_ops.sandbox.ec2.imports import VM_IMPORT_SERVICE, unusable_role
@@ -35,7 +35,7 @@ from vmsnix_ops.sandbox.ec2.instances import (
 from vmsnix_ops.sandbox.ec2.networks import zones_of
 from vmsnix_ops.sandbox.ec2.templates import find_template, merge_launch
 from vmsnix_ops.sandbox.iam import find_identity, is_administrator, policies_of_principal
-from vmsnix_ops.sandbox.kms import find_stored_key, key_of_ciphertext
+from vmsnix_ops.sandbox.kms import find_stored_key, key_of_ciphertext, managed_key
 from vmsnix_ops.sandbox.policies import (
     ALLOWED,
     DELEGATED,
@@ -44,22 +44,23 @@ from vmsnix_ops.sandbox.policies import (
     as_list,
     evaluate,
     evaluate_resource_policy,
+    request_tag_keys,
 )
 from vmsnix_ops.sandbox.s3.buckets import s3_denial_reason
 from vmsnix_ops.sandbox.s3.store import versions_of
-from vmsnix_ops.sandbox.ssm import SSM_KEY_ALIAS, kms_key_arn, parameter_name, parameters, ssm_managed_key
+from vmsnix_ops.sandbox.ssm import SSM_KEY_ALIAS, kms_key_arn, parameter_name, parameters
 from vmsnix_ops.sandbox.storage import StoredObject, find_bucket
 from vmsnix_ops.sandbox.sts import tag_condition_keys
+from vmsnix_ops.sandbox.wire.models import service_model
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from vmsnix_ops.sandbox.core import Context, Params
     from vmsnix_ops.sandbox.storage import Bucket
 
 
 S3_ACTIONS: dict[str, str] = {
-    "AbortMultipartUpload": "AbortMultipartUpload",
     "CompleteMultipartUpload": "PutObject",
     "CopyObject": "PutObject",
     "CreateMultipartUpload": "PutObject",
@@ -94,16 +95,11 @@ S3_ACTIONS: dict[str, str] = {
 """S3 actions whose name is not that of their operation."""
 
 VERSION_ACTIONS: dict[str, str] = {
-    f"s3:{action}": f"s3:{with_version}"
-    for action, with_version in {
-        "DeleteObject": "DeleteObjectVersion",
-        "DeleteObjectTagging": "DeleteObjectVersionTagging",
-        "GetObject": "GetObjectVersion",
-        "GetObjectAcl": "GetObjectVersionAcl",
-        "GetObjectAttributes": "GetObjectVersionAttributes",
-        "GetObjectTagging": "GetObjectVersionTagging",
-        "PutObjectTagging": "PutObjectVersionTagging",
-    }.items()
+    f"s3:{action}": f"s3:{action.replace('Object', 'ObjectVersion')}"
+    for action in words(
+        "DeleteObject DeleteObjectTagging GetObject GetObjectAcl GetObjectAttributes GetObjectTagging "
+        "PutObjectTagging"
+    )
 }
 """The actions of requests that name a version."""
 
@@ -343,7 +339,7 @@ def _ec2_permissions(context: Context, params: Params) -> Iterator[RequiredPermi
     for specification in params.get("TagSpecifications") or ():
         if specification.get("Tags"):
             kind = specification.get("ResourceType", "*")
-            yield _create_tags_permission(context, kind, _tag_keys(specification["Tags"]), name)
+            yield _create_tags_permission(context, kind, request_tag_keys(specification["Tags"]), name)
 
 
 def _create_tags_permission(
@@ -372,9 +368,8 @@ def _launch_permissions(context: Context, params: Params) -> Iterator[RequiredPe
         name = reference.removeprefix(PARAMETER_PREFIX)
         yield RequiredPermission("ssm:GetParameters", _parameter_arn(context, name))
     image_id = find_image_id(context, reference) or ""
-    template_keys = (
-        {} if template is None else {"ec2:launchtemplate": [_resource_arn(context, template.template_id)]}
-    )
+    template_arn = [_resource_arn(context, template.template_id)] if template is not None else []
+    template_keys = {"ec2:launchtemplate": template_arn} if template_arn else {}
     profile = launch.get("IamInstanceProfile") or {}
     if profile:
         role_name = (profile.get("Name") or profile.get("Arn", "")).rpartition("/")[2]
@@ -392,10 +387,8 @@ def _launch_permissions(context: Context, params: Params) -> Iterator[RequiredPe
         instancetype=launch.get("InstanceType", DEFAULT_INSTANCE_TYPE),
         rootdevicetype="ebs",
         tenancy="default",
+        **given(instancemarkettype=market, metadatahttptokens=metadata.get("HttpTokens")),
     )
-    instance |= condition_keys("ec2", instancemarkettype=market) if market else {}
-    if "HttpTokens" in metadata:
-        instance |= condition_keys("ec2", metadatahttptokens=metadata["HttpTokens"])
     for kind, keys in (("instance", instance), ("network-interface", {"ec2:availabilityzone": [zone]})):
         tags = _request_tags(launch, kind)
         yield RequiredPermission(action, ec2_arn(context, kind, "*"), tags | keys | template_keys)
@@ -531,8 +524,7 @@ def _new_resource_keys(context: Context, params: Params, kind: str) -> dict[str,
 def _volume_keys(context: Context, ebs: Params, zone: str) -> dict[str, list[str]]:
     """Return the condition keys of a volume before it is created."""
     facts = {"availabilityzone": zone, "volumetype": ebs.get("VolumeType", "gp2")}
-    if ebs.get("VolumeSize"):
-        facts["volumesize"] = ebs["VolumeSize"]
+    facts |= given(volumesize=ebs.get("VolumeSize"))
     if "Encrypted" in ebs:
         facts["encrypted"] = bool(ebs["Encrypted"])
     if ebs.get("SnapshotId"):
@@ -542,7 +534,7 @@ def _volume_keys(context: Context, ebs: Params, zone: str) -> dict[str, list[str
 
 def _change_keys(params: Params) -> dict[str, list[str]]:
     """Return the condition keys of a change of a resource: its tags, attributes and permissions."""
-    keys = _tag_keys(params.get("Tags") or ())
+    keys = request_tag_keys(params.get("Tags") or ())
     if params.get("Attribute"):
         keys["ec2:attribute"] = [params["Attribute"]]
     changed = {
@@ -561,7 +553,7 @@ def _change_keys(params: Params) -> dict[str, list[str]]:
 
 def _request_tags(params: Params, kind: str) -> dict[str, list[str]]:
     """Return the condition keys of the tags that a request sets on new resources of a type."""
-    return _tag_keys(
+    return request_tag_keys(
         tag
         for specification in params.get("TagSpecifications") or ()
         if specification.get("ResourceType") == kind
@@ -569,16 +561,10 @@ def _request_tags(params: Params, kind: str) -> dict[str, list[str]]:
     )
 
 
-def _tag_keys(tags: Iterable[Mapping[str, str]]) -> dict[str, list[str]]:
-    values = {tag["Key"]: tag.get("Value", "") for tag in tags}
-    keys = {f"aws:requesttag/{key.lower()}": [value] for key, value in values.items()}
-    return keys | ({"aws:tagkeys": list(values)} if values else {})
-
-
 def _tagging_keys(params: Params, existing: Mapping[str, str]) -> dict[str, list[str]]:
     """Return the condition keys of a request that adds or removes tags of a resource with existing tags."""
     tags = params.get("Tags") or ()
-    keys = _tag_keys(
+    keys = request_tag_keys(
         {"Key": one.get("TagKey", one.get("Key")), "Value": one.get("TagValue", one.get("Value", ""))}
         for one in tags
     )
@@ -604,10 +590,8 @@ def _ebs_permissions(context: Context, params: Params) -> Iterator[RequiredPermi
     """
     action = f"ebs:{context.operation}"
     if context.operation == "StartSnapshot":
-        tags = _tag_keys(params.get("Tags") or ())
-        facts = {"volumesize": params["VolumeSize"]}
-        if params.get("Description"):
-            facts["description"] = params["Description"]
+        tags = request_tag_keys(params.get("Tags") or ())
+        facts = {"volumesize": params["VolumeSize"], **given(description=params.get("Description"))}
         if params.get("ParentSnapshotId"):
             facts["parentsnapshot"] = ec2_arn(context, "snapshot", params["ParentSnapshotId"])
         keys = tags | condition_keys("ebs", **facts)
@@ -628,9 +612,8 @@ def _iam_permissions(context: Context, params: Params) -> Iterator[RequiredPermi
         resource = _role_arn(context, params["RoleName"])
     elif "UserName" in params:
         user = context.table("users", region="").get(params["UserName"])
-        resource = (
-            user.arn if user is not None else context.arn("iam", f"user/{params['UserName']}", region="")
-        )
+        missing = context.arn("iam", f"user/{params['UserName']}", region="")
+        resource = user.arn if user is not None else missing
     elif "PolicySourceArn" in params or "PolicyArn" in params:
         resource = params.get("PolicySourceArn") or params["PolicyArn"]
     elif "PolicyName" in params:
@@ -711,10 +694,8 @@ def _sts_permissions(context: Context, params: Params) -> Iterator[RequiredPermi
 
 
 def _ssm_permissions(context: Context, params: Params) -> Iterator[RequiredPermission]:
-    action, names = (
-        f"ssm:{context.operation}",
-        params.get("Names") or params.get("Name") or params.get("Path") or params.get("ResourceId"),
-    )
+    action = f"ssm:{context.operation}"
+    names = params.get("Names") or params.get("Name") or params.get("Path") or params.get("ResourceId")
     if not names:
         yield RequiredPermission(action, "*")
         return
@@ -755,14 +736,15 @@ def _kms_permissions(context: Context, params: Params) -> Iterator[RequiredPermi
             read = [existing[name] for name in names if name in existing]
         used = [(v.key, p.arn) for p in read for v in p.versions if v.key]
     for key, parameter in dict.fromkeys(used):
-        managed = key == ssm_managed_key(context)
+        managed = key == managed_key(context, SSM_KEY_ALIAS)
         keys = condition_keys("aws", calledvia="ssm.amazonaws.com", viaawsservice=True)
-        keys |= condition_keys(
-            "kms", calleraccount=context.account, viaservice=f"ssm.{context.region}.amazonaws.com"
-        )
-        keys |= {"kms:encryptioncontext:parameter_arn": [parameter]}
-        keys |= condition_keys("kms", encryptioncontextkeys="PARAMETER_ARN")
-        keys |= condition_keys("kms", resourcealiases=SSM_KEY_ALIAS) if managed else {}
+        keys |= {
+            "kms:calleraccount": [context.account],
+            "kms:encryptioncontext:parameter_arn": [parameter],
+            "kms:encryptioncontextkeys": ["PARAMETER_ARN"],
+            "kms:viaservice": [f"ssm.{context.region}.amazonaws.com"],
+            **({"kms:resourcealiases": [SSM_KEY_ALIAS]} if managed else {}),
+        }
         yield RequiredPermission(action, key, keys, granted=managed)
 
 
@@ -777,19 +759,11 @@ def _parameter_arn(context: Context, name: str) -> str:
 
 ACCESS_DENIED_ERRORS: dict[str, tuple[str, int]] = {
     "ec2": ("UnauthorizedOperation", 403),
-    "s3": ("AccessDenied", 403),
-    "iam": ("AccessDenied", 403),
-    "sts": ("AccessDenied", 403),
-    "ebs": ("AccessDeniedException", 403),
-    "ssm": ("AccessDeniedException", 400),
-    "service-quotas": ("AccessDeniedException", 400),
-    "kms": ("AccessDeniedException", 400),
-    "rbin": ("AccessDeniedException", 403),
-    "resourcegroupstaggingapi": ("AccessDeniedException", 400),
     "sns": ("AuthorizationError", 403),
-    "autoscaling": ("AccessDenied", 403),
+    "json": ("AccessDeniedException", 400),
+    "rest-json": ("AccessDeniedException", 403),
 }
-"""Error code and HTTP status of a refusal, by service."""
+"""Error code and HTTP status of a refusal, by service or protocol, if not ``AccessDenied`` and 403."""
 
 
 class Authorizer:
@@ -819,10 +793,14 @@ class Authorizer:
                     raise access_denied(context, permission, reason)
             if documents is None:
                 return
-            if (context.service, context.operation) == ("ec2", "RunInstances"):
+            called = (context.service, context.operation)
+            if called == ("ec2", "RunInstances"):
                 _check_spot_role(context, documents, params)
-            if (context.service, context.operation) == ("ec2", "ImportSnapshot"):
-                _check_pass_role(context, documents, params.get("RoleName") or "vmimport")
+            if called == ("ec2", "ImportSnapshot"):
+                role_name = params.get("RoleName") or "vmimport"
+                needed = pass_role_permission(context, role_name, VM_IMPORT_SERVICE)
+                if denial_reason(context, documents, needed):
+                    raise unusable_role(role_name)
 
     def allows(self, context: Context, name: str, params: Params) -> bool:
         """Return whether the caller may also call another operation of the same service.
@@ -863,7 +841,10 @@ def denial_reason(context: Context, documents: list[str] | None, permission: Req
 
 def access_denied(context: Context, permission: RequiredPermission, reason: str) -> ApiError:
     """Return the service's error for a missing permission. S3 gives no reason to other accounts."""
-    code, status = ACCESS_DENIED_ERRORS[context.service]
+    protocol = service_model(context.service).protocol
+    code, status = ACCESS_DENIED_ERRORS.get(
+        context.service, ACCESS_DENIED_ERRORS.get(protocol, ("AccessDenied", 403))
+    )
     resource = permission.resource
     if context.service == "s3":
         bucket = find_bucket(context.tables, resource.partition(":::")[2].partition("/")[0])
@@ -891,8 +872,3 @@ def _check_spot_role(context: Context, documents: list[str], params: Params) -> 
             "EC2 Spot Instances.",
             status=403,
         )
-
-
-def _check_pass_role(context: Context, documents: list[str], role_name: str) -> None:
-    if denial_reason(context, documents, pass_role_permission(context, role_name, VM_IMPORT_SERVICE)):
-        raise unusable_role(role_name)

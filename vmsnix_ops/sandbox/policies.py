@@ -108,6 +108,13 @@ class AccessRequest:
     keys: Mapping[str, list[str]] = field(default_factory=dict)  # values of condition keys in lower case
 
 
+def request_tag_keys(tags: Iterable[Mapping[str, str]]) -> dict[str, list[str]]:
+    """Return the condition keys of the tags in a request."""
+    values = {tag["Key"]: tag.get("Value", "") for tag in tags}
+    keys = {f"aws:requesttag/{key.lower()}": [value] for key, value in values.items()}
+    return keys | ({"aws:tagkeys": list(values)} if values else {})
+
+
 def evaluate(documents: Iterable[str], request: AccessRequest) -> str:
     """Return the decision of identity policies (JSON): ``allowed``, ``explicitDeny`` or ``implicitDeny``."""
     decision = IMPLICIT_DENY
@@ -155,9 +162,8 @@ def _named_principal(statement: dict[str, Any], arn: str, account: str, request:
     """Return ``allowed`` or ``delegated`` when a statement is about a principal, else ""."""
     if "NotPrincipal" in statement:
         # An account in NotPrincipal is only its root user.
-        return (
-            "" if _principal_match(statement["NotPrincipal"], arn, account, request) == ALLOWED else ALLOWED
-        )
+        excluded = _principal_match(statement["NotPrincipal"], arn, account, request) == ALLOWED
+        return "" if excluded else ALLOWED
     return _principal_match(statement.get("Principal"), arn, account, request)
 
 
@@ -176,12 +182,10 @@ def _principal_match(principal: Any, arn: str, account: str, request: AccessRequ
 
 
 def _statement_applies(statement: dict[str, Any], request: AccessRequest, variables: bool) -> bool:
-    action, keys = request.action.lower(), request.keys if variables else None
+    action, resource, keys = request.action.lower(), request.resource, request.keys if variables else None
     return (
         _element_applies(statement, "Action", lambda pattern: wildcard_match(pattern.lower(), action))
-        and _element_applies(
-            statement, "Resource", lambda pattern: wildcard_match(pattern, request.resource, keys)
-        )
+        and _element_applies(statement, "Resource", lambda pattern: wildcard_match(pattern, resource, keys))
         and _conditions_hold(statement.get("Condition", {}), request, keys)
     )
 
@@ -225,27 +229,17 @@ def _variable_value(variable: str, keys: ConditionKeys, otherwise: str) -> str:
     return default.strip().strip("'") if comma else otherwise
 
 
-def _fill_variables(text: str, keys: ConditionKeys | None) -> str:
-    """Return a text with the values of its variables."""
-    if keys is None:
-        return text
-    return re.sub(r"\$\{([^}]+)\}", lambda match: _variable_value(match[1], keys, match[0]), text)
-
-
 def _conditions_hold(
     conditions: dict[str, dict[str, Any]], request: AccessRequest, keys: ConditionKeys | None
 ) -> bool:
+    def as_text(value: Any) -> str:
+        return str(value).lower() if isinstance(value, bool) else str(value)
+
     return all(
-        _condition_holds(
-            name, request.keys.get(key.lower()), [str(_plain_value(v)) for v in as_list(wanted)], keys
-        )
+        _condition_holds(name, request.keys.get(key.lower()), [*map(as_text, as_list(wanted))], keys)
         for name, by_key in conditions.items()
         for key, wanted in by_key.items()
     )
-
-
-def _plain_value(value: Any) -> Any:
-    return str(value).lower() if isinstance(value, bool) else value
 
 
 def _condition_holds(
@@ -298,7 +292,16 @@ def _arn_like(actual: str, wanted: str, keys: ConditionKeys | None) -> bool:
 
 
 def _comparing_text(compare: Callable[[str, str], bool]) -> Comparison:
-    return lambda actual, wanted, keys: compare(actual, _fill_variables(wanted, keys))
+    def compared(actual: str, wanted: str, keys: ConditionKeys | None) -> bool:
+        if keys is not None:
+            wanted = re.sub(r"\$\{([^}]+)\}", lambda one: _variable_value(one[1], keys, one[0]), wanted)
+        return compare(actual, wanted)
+
+    return compared
+
+
+def _same_text(actual: str, wanted: str) -> bool:
+    return actual.lower() == wanted.lower()
 
 
 def _comparing_numbers(compare: Callable[[float, float], bool]) -> Comparison:
@@ -318,11 +321,11 @@ def _comparing_times(compare: Callable[[float, float], bool]) -> Comparison:
 Comparison = Callable[[str, str, "ConditionKeys | None"], bool]
 COMPARISONS: dict[str, Comparison] = {
     "StringEquals": _comparing_text(operator.eq),
-    "StringEqualsIgnoreCase": _comparing_text(lambda actual, wanted: actual.lower() == wanted.lower()),
+    "StringEqualsIgnoreCase": _comparing_text(_same_text),
     "StringLike": lambda actual, wanted, keys: wildcard_match(wanted, actual, keys),
     "ArnEquals": _arn_like,
     "ArnLike": _arn_like,
-    "Bool": _comparing_text(lambda actual, wanted: actual.lower() == wanted.lower()),
+    "Bool": _comparing_text(_same_text),
     "NumericEquals": _comparing_numbers(operator.eq),
     "NumericLessThan": _comparing_numbers(operator.lt),
     "NumericLessThanEquals": _comparing_numbers(operator.le),

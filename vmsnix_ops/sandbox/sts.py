@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import ApiError, load_json, not_emulated, operation
 from vmsnix_ops.sandbox.credentials import create_session, credentials_table
-from vmsnix_ops.sandbox.policies import AccessRequest, trust_policy_allows
+from vmsnix_ops.sandbox.policies import AccessRequest, request_tag_keys, trust_policy_allows
 
 if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Context, Params
@@ -56,17 +56,12 @@ def assume_role(context: Context, params: Params) -> dict[str, Any]:
     if "Tags" in params:
         actions.append("sts:TagSession")
         keys |= tag_condition_keys(params)
+    principal = (context.principal, context.account)
     for action in actions:
         request = AccessRequest(action, params["RoleArn"], keys)
-        if role is None or not trust_policy_allows(
-            role.trust_policy, context.principal, context.account, request
-        ):
-            raise ApiError(
-                "AccessDenied",
-                f"User: {context.principal} is not authorized to perform: {action} on resource: "
-                f"{params['RoleArn']}",
-                status=403,
-            )
+        if role is None or not trust_policy_allows(role.trust_policy, *principal, request):
+            text = f"User: {context.principal} is not authorized to perform: {action} on resource: "
+            raise ApiError("AccessDenied", text + params["RoleArn"], status=403)
     assert role is not None  # noqa: S101 - for mypy: a missing role was refused
     seconds = _session_seconds(params, role.max_session_seconds)
     if caller.token is not None and seconds > 3600 and ":assumed-role/" in context.principal:
@@ -132,9 +127,7 @@ def _invalid(text: str) -> ApiError:
 
 def tag_condition_keys(params: Params) -> dict[str, list[str]]:
     """Return the condition keys of the tags of a new session."""
-    tags = params.get("Tags") or ()
-    keys = {f"aws:requesttag/{tag['Key'].lower()}": [tag["Value"]] for tag in tags}
-    keys["aws:tagkeys"] = [tag["Key"] for tag in tags]
+    keys = request_tag_keys(params.get("Tags") or ())
     if params.get("TransitiveTagKeys"):
         keys["sts:transitivetagkeys"] = list(params["TransitiveTagKeys"])
     return keys
