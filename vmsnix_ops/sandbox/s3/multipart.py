@@ -47,6 +47,7 @@ from vmsnix_ops.sandbox.s3.objects import (
     list_members,
     list_page,
     page_limit,
+    page_of_parts,
 )
 from vmsnix_ops.sandbox.s3.store import (
     NULL,
@@ -81,17 +82,12 @@ def list_parts(context: Context, params: Params) -> dict[str, Any]:
     """List the parts of an upload, sorted by number."""
     bucket = requested_bucket(context, params)
     upload = _find_upload(bucket, params)
-    limit, marker = page_limit(params, "MaxParts"), params.get("PartNumberMarker", 0)
-    waiting = [part for number, part in sorted(upload.parts.items()) if number > marker]
-    shown = waiting[:limit]
-    answer: dict[str, Any] = {
+    shown, page = page_of_parts([part for _, part in sorted(upload.parts.items())], params)
+    return {
         "Bucket": bucket.name,
         "Key": upload.key,
         "UploadId": upload.upload_id,
-        "PartNumberMarker": marker,
-        "NextPartNumberMarker": shown[-1].number if shown else 0,
-        "MaxParts": limit,
-        "IsTruncated": len(waiting) > limit,
+        **page,
         "Parts": [
             {
                 "PartNumber": part.number,
@@ -103,10 +99,14 @@ def list_parts(context: Context, params: Params) -> dict[str, Any]:
             for part in shown
         ],
         **_upload_owner(bucket, upload),
+        **_algorithm_members(upload),
     }
-    if upload.algorithm is not None:
-        answer |= {"ChecksumAlgorithm": upload.algorithm.upper(), "ChecksumType": upload.checksum_type}
-    return answer
+
+
+def _algorithm_members(upload: MultipartUpload) -> dict[str, str]:
+    if upload.algorithm is None:
+        return {}
+    return {"ChecksumAlgorithm": upload.algorithm.upper(), "ChecksumType": upload.checksum_type}
 
 
 def _part_checksums(upload: MultipartUpload, part: Part) -> dict[str, str]:
@@ -165,15 +165,13 @@ def _uploads_after(bucket: Bucket, prefix: str, key_marker: str, id_marker: str)
 
 
 def _upload_entry(bucket: Bucket, upload: MultipartUpload, encode: Any) -> dict[str, Any]:
-    entry = {
+    return {
         "Key": encode(upload.key),
         "UploadId": upload.upload_id,
         "Initiated": upload.initiated,
         **_upload_owner(bucket, upload),
+        **_algorithm_members(upload),
     }
-    if upload.algorithm is not None:
-        entry |= {"ChecksumAlgorithm": upload.algorithm.upper(), "ChecksumType": upload.checksum_type}
-    return entry
 
 
 # Create, upload, complete, abort
@@ -218,17 +216,9 @@ def create_multipart_upload(context: Context, params: Params) -> dict[str, Any]:
         tags=parse_tags(params.get("Tagging", "")),
     )
     bucket.uploads[upload.upload_id] = upload
-    answer = {
-        "Bucket": bucket.name,
-        "Key": upload.key,
-        "UploadId": upload.upload_id,
-        "ServerSideEncryption": upload.headers["ServerSideEncryption"],
-    }
-    if "SSEKMSKeyId" in upload.headers:
-        answer["SSEKMSKeyId"] = upload.headers["SSEKMSKeyId"]
-    if algorithm is not None:
-        answer |= {"ChecksumAlgorithm": algorithm.upper(), "ChecksumType": kind}
-    return answer
+    encryption = {k: v for k, v in upload.headers.items() if k in {"ServerSideEncryption", "SSEKMSKeyId"}}
+    named = {"Bucket": bucket.name, "Key": upload.key, "UploadId": upload.upload_id}
+    return named | encryption | _algorithm_members(upload)
 
 
 def _chosen_checksum(params: Params) -> tuple[str | None, str]:
@@ -249,7 +239,6 @@ def _chosen_checksum(params: Params) -> tuple[str | None, str]:
 
 
 def _check_part_number(number: int) -> None:
-    """Check the number of a part."""
     if number not in PART_NUMBERS:
         raise invalid_argument(
             "Part number must be an integer between 1 and 10000, inclusive", "partNumber", number
@@ -328,11 +317,9 @@ def complete_multipart_upload(context: Context, params: Params) -> dict[str, Any
     A repeated call, such as after a lost answer, succeeds while the object is unchanged.
     """
     bucket = requested_bucket(context, params)
-    done = bucket.completed.get(params["UploadId"])
-    if done is not None and done[0] == params["Key"] and done[0] in bucket.objects:
-        stored = bucket.objects[done[0]]
-        if stored.etag == done[1]:
-            return _complete_answer(context, bucket, stored)
+    known = bucket.objects.get(params["Key"])
+    if known is not None and bucket.completed.get(params["UploadId"]) == (known.key, known.etag):
+        return _complete_answer(context, bucket, known)
     upload = _find_upload(bucket, params)
     chosen = _choose_parts(upload, params)
     check_write_conditions(bucket, upload.key, params)
@@ -522,11 +509,9 @@ def copy_object(context: Context, params: Params) -> dict[str, Any]:
             "The specified copy source is larger than the maximum allowable size for a copy source: "
             f"{MAX_OBJECT_BYTES}"
         )
-    tags = (
-        parse_tags(params.get("Tagging", ""))
-        if params.get("TaggingDirective") == "REPLACE"
-        else dict(source.tags)
-    )
+    tags = dict(source.tags)
+    if params.get("TaggingDirective") == "REPLACE":
+        tags = parse_tags(params.get("Tagging", ""))
     headers = stored_headers(params, bucket)
     if not replaces:
         kept = {name: value for name, value in source.headers.items() if name not in REQUEST_HEADERS}

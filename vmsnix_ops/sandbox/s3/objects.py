@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import quote
 
-from vmsnix_ops.sandbox.core import ApiError, not_emulated, operation, tag_list
+from vmsnix_ops.sandbox.core import ApiError, given, not_emulated, operation, tag_list, words
 from vmsnix_ops.sandbox.s3.common import (
     CHECKSUM_MEMBERS,
     STORED_HEADERS,
@@ -57,32 +57,22 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.sandbox.core import Context, Params
     from vmsnix_ops.sandbox.s3.store import Version
-    from vmsnix_ops.sandbox.storage import Bucket
+    from vmsnix_ops.sandbox.storage import Bucket, Part
     from vmsnix_ops.sandbox.wire.http import FileRange
 
 
 MAX_BUFFERED = 256 * 1024  # bytes; larger objects are sent from their files
 RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 RESPONSE_OVERRIDES = {
-    "ResponseCacheControl": "CacheControl",
-    "ResponseContentDisposition": "ContentDisposition",
-    "ResponseContentEncoding": "ContentEncoding",
-    "ResponseContentLanguage": "ContentLanguage",
-    "ResponseContentType": "ContentType",
-    "ResponseExpires": "Expires",
+    f"Response{member}": member
+    for member in words("CacheControl ContentDisposition ContentEncoding ContentLanguage ContentType Expires")
 }
-CONDITIONS = ("IfMatch", "IfNoneMatch", "IfModifiedSince", "IfUnmodifiedSince")
 READ_PARAMETERS = (
-    "Bucket",
-    "Key",
-    "VersionId",
-    "Range",
-    "PartNumber",
-    "ChecksumMode",
-    *CONDITIONS,
+    "Bucket Key VersionId Range PartNumber ChecksumMode",
+    "IfMatch IfNoneMatch IfModifiedSince IfUnmodifiedSince",
     *RESPONSE_OVERRIDES,
 )
-WRITE_PARAMETERS = ("Bucket", "Key", "ACL", "Metadata", "Tagging", *STORED_HEADERS)
+WRITE_PARAMETERS = ("Bucket Key ACL Metadata Tagging", *STORED_HEADERS)
 
 
 @object_operation(
@@ -185,20 +175,16 @@ def _object_answer(stored: StoredObject, params: Params, now: datetime) -> dict[
         "ContentLength": length,
         "Metadata": stored.metadata,
         "__range__": (start, length),
+        **given(TagCount=len(stored.tags)),
     }
     if partial:
         answer["__status__"] = 206
         answer["ContentRange"] = f"bytes {start}-{start + length - 1}/{stored.size}"
     if "PartNumber" in params and stored.multipart:
         answer["PartsCount"] = len(stored.parts)
-    if stored.tags:
-        answer["TagCount"] = len(stored.tags)
     if params.get("ChecksumMode") == "ENABLED":
         answer |= _checksums(stored, params, partial=partial)
-    for override, member in RESPONSE_OVERRIDES.items():
-        if override in params:
-            answer[member] = params[override]
-    return answer
+    return answer | {RESPONSE_OVERRIDES[name]: params[name] for name in RESPONSE_OVERRIDES if name in params}
 
 
 def _checksums(stored: StoredObject, params: Params, *, partial: bool) -> dict[str, Any]:
@@ -302,37 +288,38 @@ def get_object_attributes(context: Context, params: Params) -> dict[str, Any]:
     wanted = set(params["ObjectAttributes"])
     if not wanted <= OBJECT_ATTRIBUTES:
         raise invalid_argument("Invalid attribute name specified.", "x-amz-object-attributes")
-    answer: dict[str, Any] = {"LastModified": stored.modified, **version_member(bucket, stored)}
-    if "ETag" in wanted:
-        answer["ETag"] = stored.etag
-    if "ObjectSize" in wanted:
-        answer["ObjectSize"] = stored.size
-    if "StorageClass" in wanted:
-        answer["StorageClass"] = stored.headers.get("StorageClass", "STANDARD")
-    if "Checksum" in wanted and stored.checksums:
+    facts: dict[str, Any] = {
+        "ETag": stored.etag,
+        "ObjectSize": stored.size,
+        "StorageClass": stored.headers.get("StorageClass", "STANDARD"),
+    }
+    if stored.checksums:
         plain = {name: value.partition("-")[0] for name, value in stored.checksums.items()}
-        answer["Checksum"] = {**checksum_members(plain), "ChecksumType": stored.checksum_type}
+        facts["Checksum"] = {**checksum_members(plain), "ChecksumType": stored.checksum_type}
     if "ObjectParts" in wanted and stored.multipart:
-        answer["ObjectParts"] = _parts_view(stored, params)
-    return answer
+        facts["ObjectParts"] = _parts_view(stored, params)
+    shown = {name: value for name, value in facts.items() if name in wanted}
+    return {"LastModified": stored.modified, **version_member(bucket, stored), **shown}
 
 
 def _parts_view(stored: StoredObject, params: Params) -> dict[str, Any]:
     if stored.checksum_type != "COMPOSITE" or not stored.checksums:  # only parts with checksums are listed
         return {"TotalPartsCount": len(stored.parts)}
+    shown, answer = page_of_parts(stored.parts, params)
+    parts = [{"PartNumber": p.number, "Size": p.size, **checksum_members(p.checksums)} for p in shown]
+    return {"TotalPartsCount": len(stored.parts), **answer, "Parts": parts}
+
+
+def page_of_parts(parts: Iterable[Part], params: Params) -> tuple[list[Part], dict[str, Any]]:
+    """Return the parts on a page, and the members of an answer that describe the page."""
     marker, limit = params.get("PartNumberMarker", 0), page_limit(params, "MaxParts")
-    waiting = [part for part in stored.parts if part.number > marker]
+    waiting = [part for part in parts if part.number > marker]
     shown = waiting[:limit]
-    return {
-        "TotalPartsCount": len(stored.parts),
+    return shown, {
         "PartNumberMarker": marker,
         "NextPartNumberMarker": shown[-1].number if shown else 0,
         "MaxParts": limit,
         "IsTruncated": len(waiting) > limit,
-        "Parts": [
-            {"PartNumber": part.number, "Size": part.size, **checksum_members(part.checksums)}
-            for part in shown
-        ],
     }
 
 
@@ -600,12 +587,10 @@ def list_object_versions(context: Context, params: Params) -> dict[str, Any]:
 
 
 def _version_entry(bucket: Bucket, version: Version, encode: Any) -> dict[str, Any]:
-    entry = {
-        "Key": encode(version.key),
-        "LastModified": version.modified,
-        "Owner": {"ID": canonical_user_id(bucket.account)},
-    }
     if isinstance(version, StoredObject):
         entry = _object_entry(version, encode, bucket, owner=True)
+    else:
+        owner = {"ID": canonical_user_id(bucket.account)}
+        entry = {"Key": encode(version.key), "LastModified": version.modified, "Owner": owner}
     latest = versions_of(bucket, version.key)[0] is version
     return {**entry, "VersionId": version.version_id, "IsLatest": latest}
