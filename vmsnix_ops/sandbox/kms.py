@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import ApiError, Paging, not_emulated, operation, register_tags
+from vmsnix_ops.sandbox.core import ApiError, Paging, given, not_emulated, operation, register_tags
 
 if TYPE_CHECKING:
     from vmsnix_ops.sandbox.core import Context, Params
@@ -32,6 +32,14 @@ KEY_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{1
 ALIAS_NAME = re.compile(r"alias/[a-zA-Z0-9/_-]{1,250}")
 MANAGED_ALIASES = ("alias/aws/ebs", "alias/aws/ssm")
 KEY_BYTES = {"AES_128": 16, "AES_256": 32}
+KEY_DEFAULTS = {
+    "CustomerMasterKeySpec": "SYMMETRIC_DEFAULT",
+    "KeySpec": "SYMMETRIC_DEFAULT",
+    "KeyUsage": "ENCRYPT_DECRYPT",
+    "MultiRegion": False,
+    "Origin": "AWS_KMS",
+}
+"""The parameters of CreateKey of which only one value is emulated; every key has it."""
 
 
 @dataclass(slots=True)
@@ -127,34 +135,36 @@ def find_stored_key(context: Context, name: str) -> Key:
     return found
 
 
-def _find_enabled(context: Context, name: str) -> Key:
-    """Return a key that can be used, or raise the error of its state."""
+def _find_kept(context: Context, name: str) -> Key:
+    """Return a key that is not pending deletion."""
     key = find_stored_key(context, name)
     if key.deletion is not None:
         raise ApiError("KMSInvalidStateException", f"{key.arn} is pending deletion.")
+    return key
+
+
+def _find_enabled(context: Context, name: str) -> Key:
+    """Return a key that can be used, or raise the error of its state."""
+    key = _find_kept(context, name)
     if not key.enabled:
         raise ApiError("DisabledException", f"{key.arn} is disabled.")
     return key
 
 
 def _key_view(context: Context, key: Key) -> dict[str, Any]:
-    view: dict[str, Any] = {
+    return {
         "AWSAccountId": context.account,
         "KeyId": key.key_id,
         "Arn": key.arn,
         "CreationDate": key.created,
         "Enabled": key.state == "Enabled",
         "Description": key.description,
-        "KeyUsage": "ENCRYPT_DECRYPT",
         "KeyState": key.state,
-        "Origin": "AWS_KMS",
         "KeyManager": key.manager,
-        "CustomerMasterKeySpec": "SYMMETRIC_DEFAULT",
-        "KeySpec": "SYMMETRIC_DEFAULT",
         "EncryptionAlgorithms": ["SYMMETRIC_DEFAULT"],
-        "MultiRegion": False,
+        **KEY_DEFAULTS,
+        **given(DeletionDate=key.deletion),
     }
-    return view | ({"DeletionDate": key.deletion} if key.deletion else {})
 
 
 PAGES = Paging(
@@ -166,15 +176,6 @@ PAGES = Paging(
     next_token="NextMarker",  # noqa: S106 - the name of a member
     truncated="Truncated",
 )
-
-
-KEY_DEFAULTS = {
-    "CustomerMasterKeySpec": "SYMMETRIC_DEFAULT",
-    "KeySpec": "SYMMETRIC_DEFAULT",
-    "KeyUsage": "ENCRYPT_DECRYPT",
-    "MultiRegion": False,
-    "Origin": "AWS_KMS",
-}
 
 
 @operation("kms", "CreateKey", "BypassPolicyLockoutSafetyCheck Description Tags", " ".join(KEY_DEFAULTS))
@@ -227,11 +228,9 @@ def disable_key(context: Context, params: Params) -> dict[str, Any]:
 
 def _find_own_key(context: Context, name: str) -> Key:
     """Return a customer key that is not pending deletion."""
-    key = find_stored_key(context, name)
+    key = _find_kept(context, name)
     if key.manager == "AWS":
         raise ApiError("AccessDeniedException", f"{key.arn} is managed by AWS.")  # text from memory
-    if key.deletion is not None:
-        raise ApiError("KMSInvalidStateException", f"{key.arn} is pending deletion.")
     return key
 
 
@@ -240,15 +239,10 @@ def schedule_key_deletion(context: Context, params: Params) -> dict[str, Any]:
     """Delete a key after 7 to 30 days."""
     key, days = _find_own_key(context, params["KeyId"]), params.get("PendingWindowInDays", 30)
     if not 7 <= days <= 30:
-        text = "PendingWindowInDays must be between 7 and 30"  # text from memory
-        raise ApiError("ValidationException", text)
-    key.deletion = context.clock.now() + timedelta(days=days)
-    return {
-        "KeyId": key.arn,
-        "DeletionDate": key.deletion,
-        "KeyState": key.state,
-        "PendingWindowInDays": days,
-    }
+        # Text from memory.
+        raise ApiError("ValidationException", "PendingWindowInDays must be between 7 and 30")
+    end = key.deletion = context.clock.now() + timedelta(days=days)
+    return {"KeyId": key.arn, "DeletionDate": end, "KeyState": key.state, "PendingWindowInDays": days}
 
 
 def _find_tagged(context: Context, params: Params) -> Key:
@@ -288,16 +282,13 @@ def create_alias(context: Context, params: Params) -> dict[str, Any]:
 @operation("kms", "DeleteAlias", "AliasName")
 def delete_alias(context: Context, params: Params) -> dict[str, Any]:
     """Delete an alias. Its key does not change."""
-    _check_alias(context, params["AliasName"])
-    del context.table("kms_aliases")[params["AliasName"]]
-    return {}
-
-
-def _check_alias(context: Context, name: str) -> None:
+    name, aliases = params["AliasName"], context.table("kms_aliases")
     if name.startswith("alias/aws/"):
         raise ApiError("NotAuthorizedException", "")
-    if name not in context.table("kms_aliases"):
+    if name not in aliases:
         raise _not_found(f"Alias {context.arn('kms', name)} is not found.")
+    del aliases[name]
+    return {}
 
 
 @operation("kms", "ListAliases", "KeyId Limit Marker")
@@ -429,8 +420,7 @@ def generate_data_key(context: Context, params: Params) -> dict[str, Any]:
     """Return a new data key, in plain and encrypted."""
     key = _find_enabled(context, params["KeyId"])
     if ("KeySpec" in params) == ("NumberOfBytes" in params):
-        text = "Please specify either number of bytes or key spec."
-        raise ApiError("ValidationException", text)
+        raise ApiError("ValidationException", "Please specify either number of bytes or key spec.")
     plain = secrets.token_bytes(params.get("NumberOfBytes") or KEY_BYTES[params["KeySpec"]])
     sealed = _seal(key, params.get("EncryptionContext") or {}, plain)
     return {"CiphertextBlob": sealed, "Plaintext": plain, "KeyId": key.arn}
