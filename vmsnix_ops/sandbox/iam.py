@@ -9,7 +9,6 @@ identifiers" in the IAM User Guide; AWS's answers of 2024 to 2026 in LocalStack'
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 from contextlib import suppress
@@ -173,12 +172,10 @@ PAGING = ("Marker", "MaxItems")
 
 
 def _no_such_entity(what: str) -> ApiError:
-    """Return ``NoSuchEntity``."""
     return ApiError("NoSuchEntity", what, status=404)
 
 
 def _already_exists(what: str) -> ApiError:
-    """Return ``EntityAlreadyExists``."""
     return ApiError("EntityAlreadyExists", what, status=409)
 
 
@@ -330,12 +327,7 @@ def list_access_keys(context: Context, params: Params) -> dict[str, Any]:
     """List the access keys of a user, without the secret keys."""
     user = _named_user(context, params)
     shown = [
-        {
-            "UserName": user.name,
-            "AccessKeyId": key,
-            "Status": "Active",
-            "CreateDate": created,
-        }
+        {"UserName": user.name, "AccessKeyId": key, "Status": "Active", "CreateDate": created}
         for key, created in user.keys.items()
     ]
     return _page(shown, params, "AccessKeyMetadata")
@@ -358,11 +350,11 @@ def delete_access_key(context: Context, params: Params) -> dict[str, Any]:
 
 def _role_view(_context: Context, role: Role) -> dict[str, Any]:
     """Return a role as the answers show it. That of CreateRole has no maximum session duration."""
-    shown: dict[str, Any] = {
+    return ROLE.view(role) | {
         "AssumeRolePolicyDocument": _percent_encoded(role.trust_policy),
         "MaxSessionDuration": role.max_session_seconds,
+        **given(Description=role.description),
     }
-    return ROLE.view(role) | shown | given(Description=role.description)
 
 
 @operation("iam", "CreateRole", "Path RoleName AssumeRolePolicyDocument Description MaxSessionDuration Tags")
@@ -454,9 +446,12 @@ def _policy_document(context: Context, arn: str) -> str:
     return document
 
 
-def _register_attachments(kind: EntityKind[User] | EntityKind[Role]) -> None:
-    """Register the operations on the managed policies of a role or user."""
+def _register_policies(kind: EntityKind[User] | EntityKind[Role]) -> None:
+    """Register the operations on the managed and the inline policies of a role or user."""
     member = f"{kind.word}Name"
+
+    def missing(name: str) -> ApiError:
+        return _no_such_entity(f"The {kind.word.lower()} policy with name {name} cannot be found.")
 
     def attach(context: Context, params: Params) -> dict[str, Any]:
         owner, arn = kind.find(context, params[member]), params["PolicyArn"]
@@ -472,26 +467,10 @@ def _register_attachments(kind: EntityKind[User] | EntityKind[Role]) -> None:
         owner.attached_policies.remove(arn)
         return {}
 
-    def list_all(context: Context, params: Params) -> dict[str, Any]:
+    def list_attached(context: Context, params: Params) -> dict[str, Any]:
         attached = kind.find(context, params[member]).attached_policies
         shown = [{"PolicyName": arn.rpartition("/")[2], "PolicyArn": arn} for arn in attached]
         return _page(shown, params, "AttachedPolicies")
-
-    operation("iam", f"Attach{kind.word}Policy", member, "PolicyArn")(attach)
-    operation("iam", f"Detach{kind.word}Policy", member, "PolicyArn")(detach)
-    operation("iam", f"ListAttached{kind.word}Policies", member, *PAGING)(list_all)
-
-
-_register_attachments(ROLE)
-_register_attachments(USER)
-
-
-# Inline policies of roles and users
-
-
-def _register_inline(kind: EntityKind[User] | EntityKind[Role]) -> None:
-    """Register the operations on the inline policies of a role or user."""
-    member = f"{kind.word}Name"
 
     def put(context: Context, params: Params) -> dict[str, Any]:
         owner = kind.find(context, params[member])
@@ -501,31 +480,31 @@ def _register_inline(kind: EntityKind[User] | EntityKind[Role]) -> None:
     def get(context: Context, params: Params) -> dict[str, Any]:
         owner, name = kind.find(context, params[member]), params["PolicyName"]
         if name not in owner.inline_policies:
-            raise _missing(name)
+            raise missing(name)
         text = _percent_encoded(owner.inline_policies[name])
         return {member: owner.name, "PolicyName": name, "PolicyDocument": text}
 
-    def list_all(context: Context, params: Params) -> dict[str, Any]:
+    def list_inline(context: Context, params: Params) -> dict[str, Any]:
         return _page(sorted(kind.find(context, params[member]).inline_policies), params, "PolicyNames")
 
     def delete(context: Context, params: Params) -> dict[str, Any]:
         owner, name = kind.find(context, params[member]), params["PolicyName"]
         if name not in owner.inline_policies:
-            raise _missing(name)
+            raise missing(name)
         del owner.inline_policies[name]
         return {}
 
-    def _missing(name: str) -> Exception:
-        return _no_such_entity(f"The {kind.word.lower()} policy with name {name} cannot be found.")
-
+    operation("iam", f"Attach{kind.word}Policy", member, "PolicyArn")(attach)
+    operation("iam", f"Detach{kind.word}Policy", member, "PolicyArn")(detach)
+    operation("iam", f"ListAttached{kind.word}Policies", member, *PAGING)(list_attached)
     operation("iam", f"Put{kind.word}Policy", member, "PolicyName PolicyDocument")(put)
     operation("iam", f"Get{kind.word}Policy", member, "PolicyName")(get)
-    operation("iam", f"List{kind.word}Policies", member, *PAGING)(list_all)
+    operation("iam", f"List{kind.word}Policies", member, *PAGING)(list_inline)
     operation("iam", f"Delete{kind.word}Policy", member, "PolicyName")(delete)
 
 
-_register_inline(ROLE)
-_register_inline(USER)
+_register_policies(ROLE)
+_register_policies(USER)
 
 
 def _percent_encoded(text: str) -> str:
@@ -545,8 +524,8 @@ def _attachment_count(context: Context, arn: str) -> int:
 
 
 def _policy_view(context: Context, policy: Policy | ManagedPolicy) -> dict[str, Any]:
-    managed_arn = f"arn:{context.partition}:iam::aws:policy/{policy.name}"
-    arn = policy.arn if isinstance(policy, Policy) else managed_arn
+    arn = f"arn:{context.partition}:iam::aws:policy/{policy.name}"
+    arn = policy.arn if isinstance(policy, Policy) else arn
     return {
         "PolicyName": policy.name,
         "PolicyId": policy.entity_id,
@@ -576,9 +555,7 @@ def create_policy(context: Context, params: Params) -> dict[str, Any]:
 def get_policy(context: Context, params: Params) -> dict[str, Any]:
     """Return a policy without its document."""
     policy = _managed_policy(context, params["PolicyArn"]) or _find_policy(context, params["PolicyArn"])
-    more: dict[str, Any] = {"Tags": tag_list(policy.tags)}
-    if policy.description:
-        more["Description"] = policy.description
+    more = {"Tags": tag_list(policy.tags), **given(Description=policy.description)}
     return {"Policy": _policy_view(context, policy) | more}
 
 
@@ -616,14 +593,12 @@ def delete_policy(context: Context, params: Params) -> dict[str, Any]:
 
 def _version_view(policy: Policy, version: str, *, document: bool) -> dict[str, Any]:
     text, created = policy.versions[version]
-    shown: dict[str, Any] = {
+    return {
         "VersionId": version,
         "IsDefaultVersion": version == policy.default_version,
         "CreateDate": created,
+        **({"Document": _percent_encoded(text)} if document else {}),
     }
-    if document:
-        shown["Document"] = _percent_encoded(text)
-    return shown
 
 
 def _find_version(policy: Policy, version: str) -> str:
@@ -743,13 +718,6 @@ def policies_of_principal(context: Context, arn: str) -> list[str] | None:
     return []
 
 
-def _policies_of_arn(context: Context, arn: str) -> list[str]:
-    """Return the JSON of all policies of a role, a user or an administrator, by ARN."""
-    if is_administrator(context, arn):
-        return [json.dumps({"Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}]})]
-    return policies_of_identity(context, find_identity(context, arn))
-
-
 @operation(
     "iam", "SimulatePrincipalPolicy", *PAGING, "PolicySourceArn ActionNames ResourceArns ContextEntries"
 )
@@ -758,11 +726,11 @@ def simulate_principal_policy(context: Context, params: Params) -> dict[str, Any
 
     The answer lacks the matched statements.
     """
-    documents = _policies_of_arn(context, params["PolicySourceArn"])
-    keys = {
-        entry["ContextKeyName"].lower(): entry["ContextKeyValues"]
-        for entry in params.get("ContextEntries", [])
-    }
+    documents, arn = [MANAGED_POLICIES["AdministratorAccess"].document], params["PolicySourceArn"]
+    if not is_administrator(context, arn):
+        documents = policies_of_identity(context, find_identity(context, arn))
+    entries = params.get("ContextEntries", [])
+    keys = {entry["ContextKeyName"].lower(): entry["ContextKeyValues"] for entry in entries}
     for action in params["ActionNames"]:
         if ":" not in action:
             raise ApiError("InvalidInput", f"Invalid Entity Arn: {action} is not an action.")
