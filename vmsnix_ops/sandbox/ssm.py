@@ -25,7 +25,7 @@ from vmsnix_ops.sandbox.core import (
     register_tags,
 )
 from vmsnix_ops.sandbox.iam import policies_of_principal
-from vmsnix_ops.sandbox.kms import find_key, managed_key
+from vmsnix_ops.sandbox.kms import find_key
 from vmsnix_ops.sandbox.policies import ALLOWED, AccessRequest, evaluate
 from vmsnix_ops.sandbox.public_amis import PARAMETER_PATH, PUBLIC_IMAGES, PUBLISHED
 
@@ -84,7 +84,7 @@ class UncheckedParameter:
 OWN_PATH = "/aws/"
 """Only names of AWS's own parameters begin with it."""
 
-NAME = re.compile(r"[a-zA-Z0-9_.\-/]+")
+NAME = re.compile(r"[a-zA-Z0-9_.-]+|(/[a-zA-Z0-9_.-]+)+")
 IMAGE_CHECK_SECONDS = 1.0
 """How long the check of an aws:ec2:image value takes. AWS only documents that it is asynchronous."""
 
@@ -113,12 +113,11 @@ def public_parameters(region: str, partition: str) -> dict[str, EmulatedParamete
     """Return the parameters of AWS in a region by name. Their ARNs have no account."""
     found = {}
     for image in PUBLIC_IMAGES:
+        value = (1, image.image_id(region), "String", "text", PUBLISHED, "", "", "", "Standard")
         for word in image.parameters:
             name = PARAMETER_PATH + word
-            version = EmulatedVersion(
-                1, image.image_id(region), "String", "text", PUBLISHED, "", "", "", "Standard"
-            )
-            found[name] = EmulatedParameter(name, f"arn:{partition}:ssm:{region}::parameter{name}", [version])
+            arn = f"arn:{partition}:ssm:{region}::parameter{name}"
+            found[name] = EmulatedParameter(name, arn, [EmulatedVersion(*value)])
     return found
 
 
@@ -196,7 +195,7 @@ def _parameter_view(
     parameter: EmulatedParameter, version: EmulatedVersion, selector: str, params: Params
 ) -> dict[str, Any]:
     """Return a parameter as GetParameter shows it."""
-    shown = {
+    return {
         "Name": parameter.name,
         "Type": version.parameter_type,
         "Value": _shown_value(version, params),
@@ -204,13 +203,13 @@ def _parameter_view(
         "LastModifiedDate": version.modified,
         "ARN": parameter.arn,
         "DataType": version.data_type,
+        **given(Selector=selector),
     }
-    return shown | ({"Selector": selector} if selector else {})
 
 
 def _parameter_metadata(parameter: EmulatedParameter, version: EmulatedVersion) -> dict[str, Any]:
     """Return a parameter without its value, as DescribeParameters and GetParameterHistory show it."""
-    shown: dict[str, Any] = {
+    return {
         "Name": parameter.name,
         "Type": version.parameter_type,
         "LastModifiedDate": version.modified,
@@ -219,10 +218,8 @@ def _parameter_metadata(parameter: EmulatedParameter, version: EmulatedVersion) 
         "Tier": version.tier,
         "Policies": [],
         "DataType": version.data_type,
+        **given(Description=version.description, KeyId=version.alias, AllowedPattern=version.allowed_pattern),
     }
-    return shown | given(
-        Description=version.description, KeyId=version.alias, AllowedPattern=version.allowed_pattern
-    )
 
 
 def _pages(most: int) -> Paging:
@@ -232,13 +229,7 @@ def _pages(most: int) -> Paging:
 
 
 def _check_name(name: str) -> None:
-    """Check the name of a parameter."""
-    if (
-        not NAME.fullmatch(name)
-        or name.endswith("/")
-        or "//" in name
-        or ("/" in name and not name.startswith("/"))
-    ):
+    if not NAME.fullmatch(name):
         raise _validation_error(
             "Parameter name must be a fully qualified name: only a mix of letters, numbers and the following "
             "3 symbols .-_ , beginning with / when it has several levels."
@@ -248,17 +239,11 @@ def _check_name(name: str) -> None:
         code = "AccessDeniedException" if name.startswith("/aws") else "ValidationException"
         raise ApiError(code, f'Parameter name: can\'t be prefixed with "{first[:3]}" (case-insensitive).')
     if name.count("/") > 15:
-        raise ApiError(
-            "HierarchyLevelLimitExceededException", "A parameter hierarchy can have a maximum of 15 levels."
-        )
+        text = "A parameter hierarchy can have a maximum of 15 levels."
+        raise ApiError("HierarchyLevelLimitExceededException", text)
 
 
 SSM_KEY_ALIAS = "alias/aws/ssm"
-
-
-def ssm_managed_key(context: Context) -> str:
-    """Return the ARN of the AWS managed key of Parameter Store."""
-    return managed_key(context, SSM_KEY_ALIAS)
 
 
 def kms_key_arn(context: Context, key_id: str | None) -> str:
@@ -404,10 +389,8 @@ def _check_value(params: Params, tier: str, kind: str, data_type: str) -> None:
         )
     pattern = params.get("AllowedPattern")
     if pattern and not re.search(pattern, value):
-        raise ApiError(
-            "ParameterPatternMismatchException",
-            "Parameter value, cannot be validated against allowedPattern: " + pattern,
-        )
+        text = f"Parameter value, cannot be validated against allowedPattern: {pattern}"
+        raise ApiError("ParameterPatternMismatchException", text)
 
 
 def _check_oldest_version(parameter: EmulatedParameter) -> None:
@@ -455,10 +438,8 @@ def delete_parameters(context: Context, params: Params) -> dict[str, Any]:
     """Delete parameters, and return the unknown names."""
     known = parameters(context)
     deleted = [name for name in params["Names"] if known.pop(parameter_name(name), None) is not None]
-    return {
-        "DeletedParameters": deleted,
-        "InvalidParameters": [n for n in params["Names"] if n not in deleted],
-    }
+    invalid = [name for name in params["Names"] if name not in deleted]
+    return {"DeletedParameters": deleted, "InvalidParameters": invalid}
 
 
 # Lists and history
@@ -512,7 +493,6 @@ def describe_parameters(context: Context, params: Params) -> dict[str, Any]:
 
 
 def _matches_filter(parameter: EmulatedParameter, condition: dict[str, Any]) -> bool:
-    """Return whether a parameter matches a filter."""
     key, option, values = condition["Key"], condition.get("Option"), condition.get("Values", [])
     if key == "Name" and option in {None, "Equals"}:
         return parameter.name in values
@@ -543,9 +523,7 @@ LABEL = re.compile(r"(?!\d)(?!(?i:aws|ssm))[a-zA-Z0-9_.\-]{1,100}")
 MAX_LABELS = 10
 
 
-def _find_version_number(parameter: EmulatedParameter, number: int | None) -> EmulatedVersion:
-    if number is None:
-        return parameter.newest
+def _find_version_number(parameter: EmulatedParameter, number: int) -> EmulatedVersion:
     for version in parameter.versions:
         if version.number == number:
             return version
@@ -556,12 +534,11 @@ def _find_version_number(parameter: EmulatedParameter, number: int | None) -> Em
 def label_parameter_version(context: Context, params: Params) -> dict[str, Any]:
     """Add labels to a version. A label of another version moves to this one."""
     parameter = _find_parameter(context, params["Name"])
-    version = _find_version_number(parameter, params.get("ParameterVersion"))
+    version = _find_version_number(parameter, params.get("ParameterVersion", parameter.newest.number))
     valid = [label for label in params["Labels"] if LABEL.fullmatch(label)]
     if len({*version.labels, *valid}) > MAX_LABELS:
-        raise ApiError(
-            "ParameterVersionLabelLimitExceeded", "A parameter version can have a maximum of ten labels."
-        )
+        text = "A parameter version can have a maximum of ten labels."
+        raise ApiError("ParameterVersionLabelLimitExceeded", text)
     for other in parameter.versions:
         other.labels = [label for label in other.labels if label not in valid]
     version.labels += valid
