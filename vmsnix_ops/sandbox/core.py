@@ -16,7 +16,6 @@ import hashlib
 import importlib
 import json
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -77,9 +76,6 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
-
-
 def load_json(text: bytes | str) -> Any:
     """Return the value of a JSON text from a client.
 
@@ -91,10 +87,7 @@ def load_json(text: bytes | str) -> Any:
 
     try:
         value = json.loads(text, parse_constant=refuse)
-        if (b"\\u" if isinstance(text, bytes) else "\\u") in text and _SURROGATE.search(  # type: ignore[operator]
-            json.dumps(value, ensure_ascii=False)
-        ):
-            raise ValueError("half a surrogate pair is not Unicode")
+        json.dumps(value, ensure_ascii=False).encode()  # an error for half a surrogate pair
     except RecursionError:
         raise ValueError("nested too deeply") from None
     return value
@@ -440,19 +433,13 @@ def register_tags(
         operation(service, names[2], named)(list_all)
 
 
-SERVICE_MODULES = {
-    "ec2": (
-        *("image_usage", "images", "imports", "instance_types", "instances", "networks"),
-        *("snapshots", "templates"),
-    ),
-    "s3": ("buckets", "multipart", "objects"),
-    "": ("autoscaling", "ebs", "iam", "kms", "limits", "rbin", "sns", "ssm", "sts", "tagging"),
-}
-"""The modules with operations, by package."""
+OPERATION_MODULES = words(
+    "autoscaling ebs ec2.image_usage ec2.images ec2.imports ec2.instance_types ec2.instances ec2.networks "
+    "ec2.snapshots ec2.templates iam kms limits rbin s3.buckets s3.multipart s3.objects sns ssm sts tagging"
+)
 
 
 def load_operations() -> None:
     """Register the operations of all services. Safe to call again."""
-    for package, modules in SERVICE_MODULES.items():
-        for module in modules:
-            importlib.import_module(".".join(filter(None, (__package__, package, module))))
+    for module in OPERATION_MODULES:
+        importlib.import_module(f"{__package__}.{module}")
