@@ -59,31 +59,13 @@ def credentials_table(tables: SandboxTables) -> dict[str, Credential]:
     return tables.table("", "", "credentials")
 
 
-def create_session(
-    tables: SandboxTables,
-    account: str,
-    principal: str,
-    user_id: str,
-    issued: datetime,
-    seconds: int,
-    *,
-    tags: dict[str, str] | None = None,
-    transitive: tuple[str, ...] = (),
+def add_credential(
+    tables: SandboxTables, prefix: str, account: str, principal: str, user_id: str, **session: Any
 ) -> Credential:
-    """Create the credentials of a session."""
-    credential = Credential(
-        access_key="ASIA" + secrets.token_hex(8).upper(),
-        secret=secrets.token_urlsafe(30),
-        account=account,
-        principal=principal,
-        user_id=user_id,
-        token=secrets.token_urlsafe(180),
-        issued=issued,
-        expires=issued.replace(microsecond=0) + timedelta(seconds=seconds),
-        tags=tags or {},
-        transitive=transitive,
-    )
-    credentials_table(tables)[credential.access_key] = credential
+    """Create an access key that begins with a prefix; `session` are the fields of a session's credential."""
+    key = prefix + secrets.token_hex(8).upper()
+    credential = Credential(key, secrets.token_urlsafe(30), account, principal, user_id, **session)
+    credentials_table(tables)[key] = credential
     return credential
 
 
@@ -98,6 +80,7 @@ _MISMATCH = (
     "The request signature we calculated does not match the signature you provided. "
     "Check your AWS Secret Access Key and signing method. Consult the service documentation for details."
 )
+_KEY_UNKNOWN = "The AWS Access Key Id you provided does not exist in our records."
 _NOT_VALIDATED = "AWS was not able to validate the provided access credentials"
 _MISSING = "Request is missing Authentication Token"
 AUTHENTICATION_ERRORS: dict[str, dict[str, tuple[str, int, str]]] = {  # by protocol: code, status, text
@@ -126,11 +109,7 @@ AUTHENTICATION_ERRORS: dict[str, dict[str, tuple[str, int, str]]] = {  # by prot
         "unsigned": ("MissingAuthenticationTokenException", 403, "Missing Authentication Token"),
     },
     "rest-xml": {
-        "unknown": (
-            "InvalidAccessKeyId",
-            403,
-            "The AWS Access Key Id you provided does not exist in our records.",
-        ),
+        "unknown": ("InvalidAccessKeyId", 403, _KEY_UNKNOWN),
         "signature": ("SignatureDoesNotMatch", 403, SIGNATURE_TEXT),
         "expired": ("ExpiredToken", 400, "The provided token has expired."),
         "unsigned": ("AccessDenied", 403, "Access Denied"),
@@ -226,15 +205,11 @@ def _check_time(authorization: Authorization, service: Service, clock: Clock) ->
     if service.protocol == "ec2":
         raise authentication_error(service, "expired")
     code, status, _ = AUTHENTICATION_ERRORS[service.protocol]["signature"]
-    limit = (now - allowed if stamp < now else now + allowed).strftime("%Y%m%dT%H%M%SZ")
-    relation = (
-        "Signature expired: {} is now earlier than {}"
-        if stamp < now
-        else "Signature not yet current: {} is still later than {}"
-    )
-    sign = "-" if stamp < now else "+"
-    text = relation.format(authorization.stamp, limit) + f" ({now:%Y%m%dT%H%M%SZ} {sign} 5 min.)"
-    raise ApiError(code, text, status=status)
+    kind, relation, sign, limit = ("not yet current", "still later", "+", now + allowed)
+    if stamp < now:
+        kind, relation, sign, limit = ("expired", "now earlier", "-", now - allowed)
+    text = f"Signature {kind}: {authorization.stamp} is {relation} than {limit:%Y%m%dT%H%M%SZ} "
+    raise ApiError(code, f"{text}({now:%Y%m%dT%H%M%SZ} {sign} 5 min.)", status=status)
 
 
 def _expired(**extra: Any) -> ApiError:
@@ -250,9 +225,8 @@ def _check_scope(authorization: Authorization, service: Service) -> None:
     if service.protocol == "ec2":
         raise authentication_error(service, "unknown")
     code, status, _ = AUTHENTICATION_ERRORS[service.protocol]["signature"]
-    raise ApiError(
-        code, f"Credential should be scoped to a valid region, not '{authorization.region}'.", status=status
-    )
+    text = f"Credential should be scoped to a valid region, not '{authorization.region}'."
+    raise ApiError(code, text, status=status)
 
 
 def _iso(moment: datetime) -> str:

@@ -10,7 +10,6 @@ identifiers" in the IAM User Guide; AWS's answers of 2024 to 2026 in LocalStack'
 from __future__ import annotations
 
 import re
-import secrets
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -26,8 +25,9 @@ from vmsnix_ops.sandbox.core import (
     tag_list,
     tags_member,
 )
-from vmsnix_ops.sandbox.credentials import DEFAULT_ACCESS_KEY, Credential, credentials_table, unique_id
+from vmsnix_ops.sandbox.credentials import DEFAULT_ACCESS_KEY, add_credential, credentials_table, unique_id
 from vmsnix_ops.sandbox.policies import MANAGED_POLICIES, AccessRequest, ManagedPolicy, check_policy, evaluate
+from vmsnix_ops.sandbox.sts import GITHUB
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -302,14 +302,7 @@ def create_access_key(context: Context, params: Params) -> dict[str, Any]:
     user = _named_user(context, params)
     if len(user.keys) >= MAX_KEYS:
         raise ApiError("LimitExceeded", "Cannot exceed quota for AccessKeysPerUser: 2", status=409)
-    credential = Credential(
-        access_key="AKIA" + secrets.token_hex(8).upper(),
-        secret=secrets.token_urlsafe(30),
-        account=context.account,
-        principal=user.arn,
-        user_id=user.entity_id,
-    )
-    credentials_table(context.tables)[credential.access_key] = credential
+    credential = add_credential(context.tables, "AKIA", context.account, user.arn, user.entity_id)
     user.keys[credential.access_key] = _now(context)
     return {
         "AccessKey": {
@@ -828,7 +821,6 @@ def delete_profile(context: Context, params: Params) -> dict[str, Any]:
 
 GITHUB_THUMBPRINT = "6938fd4d98bab03faadb97b34396831e3780aea1"
 """The thumbprint that IAM retrieves for GitHub ("OpenID Connect in Amazon Web Services" of GitHub's docs)."""
-GITHUB_URL = "https://token.actions.githubusercontent.com"
 
 
 @dataclass(slots=True)
@@ -851,7 +843,7 @@ def create_provider(context: Context, params: Params) -> dict[str, Any]:
         raise ApiError("ValidationError", "Invalid Open ID Connect Provider URL")
     thumbprints = params.get("ThumbprintList") or []
     if not thumbprints:
-        if url != GITHUB_URL:
+        if url != GITHUB:
             raise not_emulated(f"the retrieval of a thumbprint of {url}")
         thumbprints = [GITHUB_THUMBPRINT]
     name = url.removeprefix("https://")

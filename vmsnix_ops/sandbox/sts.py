@@ -16,13 +16,14 @@ import hashlib
 import hmac
 import json
 import re
+import secrets
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import ApiError, load_json, not_emulated, operation
-from vmsnix_ops.sandbox.credentials import create_session, credentials_table
+from vmsnix_ops.sandbox.credentials import add_credential, credentials_table
 from vmsnix_ops.sandbox.policies import AccessRequest, request_tag_keys, trust_policy_allows
 
 if TYPE_CHECKING:
@@ -70,11 +71,10 @@ def assume_role(context: Context, params: Params) -> dict[str, Any]:
             "The requested DurationSeconds exceeds the 1 hour session limit for roles assumed by role "
             "chaining.",
         )
-    return _start_session(context, account, role, params, seconds, tags, transitive)
+    return _start_session(context, account, role, params, seconds, tags=tags, transitive=transitive)
 
 
 def _requested_role(context: Context, params: Params) -> tuple[str, Role | None]:
-    """Return account and role of a call."""
     match = ROLE_ARN.fullmatch(params["RoleArn"])
     if match is None:
         raise ApiError("ValidationError", f"{params['RoleArn']} is invalid")
@@ -83,23 +83,31 @@ def _requested_role(context: Context, params: Params) -> tuple[str, Role | None]
 
 
 def _start_session(
-    context: Context,
-    account: str,
-    role: Role,
-    params: Params,
-    seconds: int,
-    tags: dict[str, str],
-    transitive: tuple[str, ...],
+    context: Context, account: str, role: Role, params: Params, seconds: int, **tags: Any
 ) -> dict[str, Any]:
     principal = f"arn:{context.partition}:sts::{account}:assumed-role/{role.name}/{params['RoleSessionName']}"
     user_id = f"{role.entity_id}:{params['RoleSessionName']}"
-    issued = context.clock.now()
-    session = create_session(
-        context.tables, account, principal, user_id, issued, seconds, tags=tags, transitive=transitive
+    return {
+        "Credentials": _create_session(context, account, principal, user_id, seconds, **tags),
+        "AssumedRoleUser": {"AssumedRoleId": user_id, "Arn": principal},
+    }
+
+
+def _create_session(
+    context: Context, account: str, principal: str, user_id: str, seconds: int, **tags: Any
+) -> dict[str, Any]:
+    """Create the credentials of a session, and return them as answers show them."""
+    now = context.clock.now()
+    times = {"issued": now, "expires": now.replace(microsecond=0) + timedelta(seconds=seconds)}
+    token = secrets.token_urlsafe(180)
+    session = add_credential(
+        context.tables, "ASIA", account, principal, user_id, token=token, **times, **tags
     )
     return {
-        "Credentials": _credentials_view(session),
-        "AssumedRoleUser": {"AssumedRoleId": user_id, "Arn": principal},
+        "AccessKeyId": session.access_key,
+        "SecretAccessKey": session.secret,
+        "SessionToken": session.token,
+        "Expiration": session.expires,
     }
 
 
@@ -142,10 +150,10 @@ def assume_role_with_web_identity(context: Context, params: Params) -> dict[str,
     providers: dict[str, IdentityProvider] = context.tables.table(account, "", "oidc_providers")
     provider = providers.get(arn)
     if provider is None:
-        raise invalid_token(f"No OpenIDConnect provider found in your account for https://{identity.issuer}")
+        raise _invalid_token(f"No OpenIDConnect provider found in your account for https://{identity.issuer}")
     audience = next((one for one in identity.audiences if one in provider.client_ids), None)
     if audience is None:
-        raise invalid_token("Incorrect token audience")
+        raise _invalid_token("Incorrect token audience")
     now = context.clock.now()
     if context.clock.is_past(datetime.fromtimestamp(identity.expires, UTC), since=now):
         raise ApiError(
@@ -163,7 +171,7 @@ def assume_role_with_web_identity(context: Context, params: Params) -> dict[str,
         raise ApiError("AccessDenied", text, status=403)
     seconds = _session_seconds(params, role.max_session_seconds)
     return {
-        **_start_session(context, account, role, params, seconds, {}, ()),
+        **_start_session(context, account, role, params, seconds),
         "SubjectFromWebIdentityToken": identity.subject,
         "Provider": arn,
         "Audience": audience,
@@ -173,20 +181,9 @@ def assume_role_with_web_identity(context: Context, params: Params) -> dict[str,
 def _session_seconds(params: Params, longest: int) -> int:
     seconds = int(params.get("DurationSeconds", 3600))
     if seconds > longest:
-        raise ApiError(
-            "ValidationError",
-            "The requested DurationSeconds exceeds the MaxSessionDuration set for this role.",
-        )
+        text = "The requested DurationSeconds exceeds the MaxSessionDuration set for this role."
+        raise ApiError("ValidationError", text)
     return seconds
-
-
-def _credentials_view(session: Credential) -> dict[str, Any]:
-    return {
-        "AccessKeyId": session.access_key,
-        "SecretAccessKey": session.secret,
-        "SessionToken": session.token,
-        "Expiration": session.expires,
-    }
 
 
 @operation("sts", "GetSessionToken", "DurationSeconds")
@@ -196,9 +193,7 @@ def get_session_token(context: Context, params: Params) -> dict[str, Any]:
     if own.token is not None:
         raise ApiError("AccessDenied", "Cannot call GetSessionToken with session credentials", status=403)
     seconds = _session_seconds({"DurationSeconds": params.get("DurationSeconds", 43_200)}, 129_600)
-    issued = context.clock.now()
-    session = create_session(context.tables, own.account, own.principal, own.user_id, issued, seconds)
-    return {"Credentials": _credentials_view(session)}
+    return {"Credentials": _create_session(context, own.account, own.principal, own.user_id, seconds)}
 
 
 GITHUB = "https://token.actions.githubusercontent.com"
@@ -242,13 +237,13 @@ def read_token(token: str) -> WebIdentity:
         header, payload, signature = token.split(".")
         kid, claims = _decode_object(header).get("kid"), _decode_object(payload)
     except (ValueError, AttributeError):
-        raise invalid_token(
+        raise _invalid_token(
             "The ID Token provided is not a valid JWT. (You may see this error if you sent an Access Token)"
         ) from None
     if kid != HEADER["kid"]:
         raise not_emulated("the check of tokens that a real identity provider signed")
     if not hmac.compare_digest(_encode(_signature(f"{header}.{payload}")), signature):
-        raise invalid_token("Couldn't verify the signature of the token")  # no source has the text
+        raise _invalid_token("Couldn't verify the signature of the token")  # no source has the text
     audience = claims["aud"]
     return WebIdentity(
         issuer=str(claims["iss"]).removeprefix("https://"),
@@ -258,8 +253,7 @@ def read_token(token: str) -> WebIdentity:
     )
 
 
-def invalid_token(text: str) -> ApiError:
-    """Return ``InvalidIdentityToken``."""
+def _invalid_token(text: str) -> ApiError:
     return ApiError("InvalidIdentityToken", text)
 
 
