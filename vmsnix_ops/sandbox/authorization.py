@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote
 
@@ -142,15 +142,12 @@ ALWAYS_ALLOWED = frozenset(
 
 
 @dataclass(frozen=True)
-class RequiredPermission:
-    """One action on one resource, with the condition keys of the call, in lower case.
+class RequiredPermission(AccessRequest):
+    """One action on one resource, with the condition keys of the call.
 
     With `granted`, a policy of the resource already allows it to the whole account: only a Deny refuses it.
     """
 
-    action: str
-    resource: str
-    keys: Mapping[str, list[str]] = field(default_factory=dict)
     granted: bool = False
 
 
@@ -377,8 +374,10 @@ def _launch_permissions(context: Context, params: Params) -> Iterator[RequiredPe
         role_name = known.role if known is not None else role_name
         yield pass_role_permission(context, role_name, "ec2.amazonaws.com")
     zone = (launch.get("Placement") or {}).get("AvailabilityZone") or zones_of(context.region)[0]
-    with suppress(ApiError):
-        zone = launch_network(context, launch).subnet.zone
+    network = None
+    with suppress(ApiError):  # the operation itself refuses an unknown subnet or security group
+        network = launch_network(context, launch)
+        zone = network.subnet.zone
     market = (launch.get("InstanceMarketOptions") or {}).get("MarketType")
     metadata = launch.get("MetadataOptions") or {}
     instance = condition_keys(
@@ -393,9 +392,7 @@ def _launch_permissions(context: Context, params: Params) -> Iterator[RequiredPe
         tags = _request_tags(launch, kind)
         yield RequiredPermission(action, ec2_arn(context, kind, "*"), tags | keys | template_keys)
     named = [image_id] if _resource_type(image_id) == "image" else []
-    with suppress(ApiError):  # the operation itself refuses an unknown subnet or security group
-        network = launch_network(context, launch)
-        named += [network.subnet.subnet_id, *network.group_ids]
+    named += [network.subnet.subnet_id, *network.group_ids] if network is not None else []
     named += [template.template_id] if template is not None else []
     named += _named_resources(context, {"BlockDeviceMappings": launch.get("BlockDeviceMappings")})
     for resource_id in named:
@@ -821,17 +818,16 @@ class Authorizer:
 
 def denial_reason(context: Context, documents: list[str] | None, permission: RequiredPermission) -> str:
     """Return in AWS's words why the caller lacks a permission; "" when it has the permission."""
-    request = AccessRequest(permission.action, permission.resource, permission.keys)
     if permission.action.startswith("s3:"):
         return s3_denial_reason(
             context.tables,
-            request,
+            permission,
             account=context.account,
             principal=context.principal,
             documents=documents,
             root=is_administrator(context, context.principal),
         )
-    decision = ALLOWED if documents is None else evaluate(documents, request)
+    decision = ALLOWED if documents is None else evaluate(documents, permission)
     if decision == EXPLICIT_DENY:
         return "with an explicit deny in an identity-based policy"
     if decision == ALLOWED or permission.granted:
