@@ -319,6 +319,13 @@ def _comparing_times(compare: Callable[[float, float], bool]) -> Comparison:
 
 
 Comparison = Callable[[str, str, "ConditionKeys | None"], bool]
+ORDERS: dict[str, Callable[[float, float], bool]] = {
+    "Equals": operator.eq,
+    "LessThan": operator.lt,
+    "LessThanEquals": operator.le,
+    "GreaterThan": operator.gt,
+    "GreaterThanEquals": operator.ge,
+}
 COMPARISONS: dict[str, Comparison] = {
     "StringEquals": _comparing_text(operator.eq),
     "StringEqualsIgnoreCase": _comparing_text(_same_text),
@@ -326,16 +333,8 @@ COMPARISONS: dict[str, Comparison] = {
     "ArnEquals": _arn_like,
     "ArnLike": _arn_like,
     "Bool": _comparing_text(_same_text),
-    "NumericEquals": _comparing_numbers(operator.eq),
-    "NumericLessThan": _comparing_numbers(operator.lt),
-    "NumericLessThanEquals": _comparing_numbers(operator.le),
-    "NumericGreaterThan": _comparing_numbers(operator.gt),
-    "NumericGreaterThanEquals": _comparing_numbers(operator.ge),
-    "DateEquals": _comparing_times(operator.eq),
-    "DateLessThan": _comparing_times(operator.lt),
-    "DateLessThanEquals": _comparing_times(operator.le),
-    "DateGreaterThan": _comparing_times(operator.gt),
-    "DateGreaterThanEquals": _comparing_times(operator.ge),
+    **{f"Numeric{name}": _comparing_numbers(compare) for name, compare in ORDERS.items()},
+    **{f"Date{name}": _comparing_times(compare) for name, compare in ORDERS.items()},
     "IpAddress": _comparing_text(
         lambda actual, wanted: ipaddress.ip_address(actual) in ipaddress.ip_network(wanted, strict=False)
     ),
