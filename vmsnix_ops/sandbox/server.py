@@ -62,7 +62,7 @@ from vmsnix_ops.sandbox.wire.http import (
     read_request,
     write_response,
 )
-from vmsnix_ops.sandbox.wire.models import SERVICES, find_service_name, service_model
+from vmsnix_ops.sandbox.wire.models import SERVICES, SIGNING_NAMES, service_model
 from vmsnix_ops.sandbox.wire.protocols import (
     check_constraints,
     identify_operation,
@@ -318,8 +318,8 @@ class Dispatcher:
     @staticmethod
     def _service_of(request: Request, authorization: Authorization | None) -> Service:
         if authorization is not None:
-            name = find_service_name(authorization.service)
-            if name is None:
+            name = SIGNING_NAMES.get(authorization.service, authorization.service)
+            if name not in SERVICES:
                 raise not_emulated(f"the service {authorization.service!r}; it has {', '.join(SERVICES)}")
             return service_model(name)
         if request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
@@ -513,7 +513,7 @@ class Dispatcher:
             elif rule.when == "body" and rule.of == "request":
                 if exchange.request.body.http.finished:  # a small body was read with the parameters
                     raise _DropConnectionError(reset=rule.do == "reset")
-                exchange.request.body.cut_after = rule.keep
+                exchange.request.body.http.cut_after = rule.keep
 
     def _apply(self, rule: Fault) -> None:
         if rule.do == "error":

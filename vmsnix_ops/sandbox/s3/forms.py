@@ -247,20 +247,11 @@ class FormFile:
     """The file of a form, with the part of the interface of `wire.http.Body` that PutObject uses."""
 
     def __init__(self, reader: _FormReader, body: Body) -> None:
-        self._reader, self._body = reader, body
+        self._reader = reader
         self.http = body.http
         self.name = reader.file_name
         self.sizes: tuple[int, int] | None = None  # the smallest and largest allowed, in bytes
         self.trailers: dict[str, str] = {}
-
-    @property
-    def cut_after(self) -> int | None:
-        """A fault rule disconnects after this many bytes of the form."""
-        return self._body.cut_after
-
-    @cut_after.setter
-    def cut_after(self, count: int | None) -> None:
-        self._body.cut_after = count
 
     def save(self, path: Path, digests: Checksums) -> int:
         """Write the content to a file, update the digests, and return the length in bytes."""

@@ -75,6 +75,7 @@ class HttpBody(_Reader):
         self.untouched = True  # no byte was read yet
         self.finished = not chunked and length == 0
         self.broken = False  # the start of the next request is unknown
+        self.cut_after: int | None = None  # a fault rule disconnects after this many bytes of the payload
 
     def readinto(self, buffer: object) -> int:
         """Fill a buffer and return the number of bytes; 0 at the end."""
@@ -228,7 +229,6 @@ class Body:
         self._payload: HttpBody | AwsChunkedBody = http
         self.signed_sha256: str | None = None  # hexadecimal, in the headers; reading the payload checks it
         self._content: bytes | None = None
-        self.cut_after: int | None = None  # a fault rule disconnects after this many bytes
 
     def unwrap_chunks(self, signer: ChunkSigner | None) -> None:
         """Decode ``aws-chunked`` when the payload is read."""
@@ -256,7 +256,7 @@ class Body:
             if signed is not None:
                 signed.update(piece)
             total += count
-            if self.cut_after is not None and total >= self.cut_after:
+            if self.http.cut_after is not None and total >= self.http.cut_after:
                 raise DisconnectedError("a fault rule cut this upload")
             yield piece
         if signed is not None:

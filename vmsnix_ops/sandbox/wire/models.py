@@ -102,6 +102,7 @@ def unix_time(value: datetime) -> float:
 
 
 SERVICES = words("ec2 s3 ebs iam sts ssm service-quotas autoscaling sns kms rbin resourcegroupstaggingapi")
+# In credential scopes, where they are not botocore's names.
 SIGNING_NAMES = {"servicequotas": "service-quotas", "tagging": "resourcegroupstaggingapi"}
 PROTOCOLS = ("ec2", "query", "json", "rest-json", "rest-xml")
 
@@ -229,9 +230,3 @@ def service_model(name: str) -> Service:
     """Return the model of a service. Thread-safe."""
     with _lock:
         return _load(name)
-
-
-def find_service_name(signing_name: str) -> str | None:
-    """Return botocore's name of the service in a credential scope; None when it is not emulated."""
-    name = SIGNING_NAMES.get(signing_name, signing_name)
-    return name if name in SERVICES else None
