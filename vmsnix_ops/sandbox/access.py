@@ -117,16 +117,16 @@ class Access:
         Safe to run again. Source: "Required permissions for VM Import/Export" in the VM Import/Export User
         Guide.
         """
-        location = (
-            {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
-        )
+        elsewhere = {"CreateBucketConfiguration": {"LocationConstraint": region}}
+        location = {} if region == "us-east-1" else elsewhere
         s3, iam = self.client("s3", region), self.client("iam", region)
         with suppress(s3.exceptions.BucketAlreadyOwnedByYou):  # the answer of every region but us-east-1
             s3.create_bucket(Bucket=bucket, **location)
+        trust = json.dumps(vm_import_trust_policy())
         try:
-            iam.create_role(RoleName=role, AssumeRolePolicyDocument=json.dumps(vm_import_trust_policy()))
+            iam.create_role(RoleName=role, AssumeRolePolicyDocument=trust)
         except iam.exceptions.EntityAlreadyExistsException:
-            iam.update_assume_role_policy(RoleName=role, PolicyDocument=json.dumps(vm_import_trust_policy()))
+            iam.update_assume_role_policy(RoleName=role, PolicyDocument=trust)
         document = json.dumps(vm_import_role_policy(bucket, key_prefix, region=region))
         name = role if bucket == DEFAULT_BUCKET else f"{role}-{bucket}"  # one for each bucket
         iam.put_role_policy(RoleName=role, PolicyName=name, PolicyDocument=document)
@@ -166,42 +166,26 @@ def _model_loader() -> Any:
 
 def vm_import_trust_policy() -> dict[str, Any]:
     """Return the trust policy that lets VM Import assume its role."""
-    return {
-        "Version": "2012-10-17",
-        "Statement": [
-            {
-                "Effect": "Allow",
-                "Principal": {"Service": "vmie.amazonaws.com"},
-                "Action": "sts:AssumeRole",
-                "Condition": {"StringEquals": {"sts:Externalid": "vmimport"}},
-            }
-        ],
+    statement = {
+        "Effect": "Allow",
+        "Principal": {"Service": "vmie.amazonaws.com"},
+        "Action": "sts:AssumeRole",
+        "Condition": {"StringEquals": {"sts:Externalid": "vmimport"}},
     }
+    return {"Version": "2012-10-17", "Statement": [statement]}
 
 
 def vm_import_role_policy(bucket: str, key_prefix: str = "", *, region: str = "us-east-1") -> dict[str, Any]:
     """Return the policy of VM Import's role: import the objects of a bucket with a prefix."""
     arn = f"arn:{partition_of(region)}:s3:::{bucket}"
-    return {
-        "Version": "2012-10-17",
-        "Statement": [
-            {
-                "Effect": "Allow",
-                "Action": ["s3:GetBucketLocation", "s3:GetObject", "s3:ListBucket"],
-                "Resource": [arn, f"{arn}/{key_prefix}*"],
-            },
-            {
-                "Effect": "Allow",
-                "Action": [
-                    "ec2:ModifySnapshotAttribute",
-                    "ec2:CopySnapshot",
-                    "ec2:RegisterImage",
-                    "ec2:Describe*",
-                ],
-                "Resource": "*",
-            },
-        ],
+    objects = {
+        "Effect": "Allow",
+        "Action": ["s3:GetBucketLocation", "s3:GetObject", "s3:ListBucket"],
+        "Resource": [arn, f"{arn}/{key_prefix}*"],
     }
+    actions = ["ec2:ModifySnapshotAttribute", "ec2:CopySnapshot", "ec2:RegisterImage", "ec2:Describe*"]
+    snapshots = {"Effect": "Allow", "Action": actions, "Resource": "*"}
+    return {"Version": "2012-10-17", "Statement": [objects, snapshots]}
 
 
 STOP_SECONDS = 10

@@ -75,14 +75,8 @@ def stop_signal() -> Iterator[threading.Event]:
 
 
 def _as_json(sandbox: Sandbox, variables: Mapping[str, str]) -> str:
-    facts = {
-        "url": sandbox.url,
-        "access_key": sandbox.access_key,
-        "secret_key": sandbox.secret_key,
-        "account": sandbox.account,
-        "environment": variables,
-    }
-    return json.dumps(facts) + "\n"
+    facts = {name: getattr(sandbox, name) for name in ("url", "access_key", "secret_key", "account")}
+    return json.dumps({**facts, "environment": variables}) + "\n"
 
 
 def export_lines(sandbox: Access, state: Path | str | None, variables: Mapping[str, str]) -> str:
