@@ -36,20 +36,11 @@ CRC_POLYNOMIALS = {
 ALGORITHMS = ("crc32", "crc32c", "crc64nvme", "sha1", "sha256", "sha512", "md5")
 
 
-@lru_cache
-def _crc_table(polynomial: int) -> tuple[int, ...]:
-    table = []
-    for byte in range(256):
-        value = byte
-        for _ in range(8):
-            value = value >> 1 ^ (polynomial if value & 1 else 0)
-        table.append(value)
-    return tuple(table)
-
-
 def _table_crc(algorithm: str) -> Callable[[bytes | memoryview, int], int]:
     width, polynomial = CRC_POLYNOMIALS[algorithm]
-    table, mask = _crc_table(polynomial), (1 << width) - 1
+    table, mask = list(range(256)), (1 << width) - 1
+    for _ in range(8):
+        table = [value >> 1 ^ (polynomial if value & 1 else 0) for value in table]
 
     def crc(data: bytes | memoryview, previous: int) -> int:
         value = previous ^ mask
