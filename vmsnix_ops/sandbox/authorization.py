@@ -223,22 +223,11 @@ def _role_arn(context: Context, role_name: str) -> str:
     return role.arn if role is not None else context.arn("iam", f"role/{role_name}", region="")
 
 
-S3_CONDITION_KEYS: dict[str, str] = {
-    "ACL": "s3:x-amz-acl",
-    "CopySource": "s3:x-amz-copy-source",
-    "Delimiter": "s3:delimiter",
-    "IfMatch": "s3:if-match",
-    "IfNoneMatch": "s3:if-none-match",
-    "MaxKeys": "s3:max-keys",
-    "MetadataDirective": "s3:x-amz-metadata-directive",
-    "ObjectOwnership": "s3:x-amz-object-ownership",
-    "Prefix": "s3:prefix",
-    "SSEKMSKeyId": "s3:x-amz-server-side-encryption-aws-kms-key-id",
-    "ServerSideEncryption": "s3:x-amz-server-side-encryption",
-    "StorageClass": "s3:x-amz-storage-class",
-    "VersionId": "s3:versionid",
-}
-"""Request parameters that are condition keys ("Policy keys in Amazon S3")."""
+S3_CONDITION_KEYS = words(
+    "ACL CopySource Delimiter IfMatch IfNoneMatch MaxKeys MetadataDirective ObjectOwnership Prefix "
+    "SSEKMSKeyId ServerSideEncryption StorageClass VersionId"
+)
+"""Request parameters whose header or query key is a condition key ("Policy keys in Amazon S3")."""
 
 
 def _s3_permissions(context: Context, params: Params) -> Iterator[RequiredPermission]:
@@ -247,7 +236,9 @@ def _s3_permissions(context: Context, params: Params) -> Iterator[RequiredPermis
     if name == "ListBuckets":
         yield RequiredPermission(action, "*")
         return
-    keys = {key: [str(params[member])] for member, key in S3_CONDITION_KEYS.items() if member in params}
+    shape: Any = service_model("s3").operation(name).input_shape
+    keyed = {n: shape.members[n].serialization["name"] for n in S3_CONDITION_KEYS if n in params}
+    keys = {f"s3:{key.lower()}": [str(params[n])] for n, key in keyed.items()}
     keys |= context.signature_keys
     bucket = find_bucket(context.tables, params["Bucket"])
     if bucket is not None:
@@ -781,7 +772,9 @@ class Authorizer:
         with context.lock:
             if not context.principal and context.operation in {"CreateBucket", "ListBuckets"}:
                 raise ApiError("AccessDenied", "Access Denied", status=403)
-            documents = self._documents(context)
+            documents = policies_of_principal(context, context.principal)
+            if not documents and not self.enforce:
+                documents = None
             if documents is None and context.service != "s3":
                 return
             for permission in required_permissions(context, params):
@@ -809,11 +802,6 @@ class Authorizer:
         except ApiError:
             return False
         return True
-
-    def _documents(self, context: Context) -> list[str] | None:
-        """Return the caller's policies; None when none are enforced, or when the caller is anonymous."""
-        documents = policies_of_principal(context, context.principal)
-        return documents if documents or self.enforce else None
 
 
 def denial_reason(context: Context, documents: list[str] | None, permission: RequiredPermission) -> str:
