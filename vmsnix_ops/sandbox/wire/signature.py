@@ -115,15 +115,10 @@ def read_authorization(request: Request) -> Authorization | None:
     fields = {name.strip(): value.strip() for name, _, value in (p.partition("=") for p in rest.split(","))}
     stamp = request.headers.get("x-amz-date") or request.headers.get("date", "")
     try:
-        return _build(
-            fields["Credential"],
-            fields["SignedHeaders"],
-            fields["Signature"],
-            _parse_stamp(stamp),
-            token=request.headers.get("x-amz-security-token"),
-        )
+        credential, headers, signature = fields["Credential"], fields["SignedHeaders"], fields["Signature"]
     except KeyError as missing:
         raise malformed_authorization(f"the Authorization header lacks {missing}") from None
+    return _build(credential, headers, signature, stamp, request.headers.get("x-amz-security-token"))
 
 
 def _check_emulated(algorithm: str) -> None:
@@ -161,19 +156,14 @@ def _from_query(query: Mapping[str, str]) -> Authorization:
             "X-Amz-Expires must be less than a week (in seconds); that is, the given X-Amz-Expires must be "
             f"less than {MAX_EXPIRES} seconds"
         )
-    if not _is_credential(query["X-Amz-Credential"]):
+    credential, headers = query["X-Amz-Credential"], query["X-Amz-SignedHeaders"]
+    if not _is_credential(credential):
         raise _query_error(
             "Error parsing the X-Amz-Credential parameter; the Credential is mal-formed; expecting "
             '"<YOUR-AKID>/YYYYMMDD/REGION/SERVICE/aws4_request".'
         )
-    return _build(
-        query["X-Amz-Credential"],
-        query["X-Amz-SignedHeaders"],
-        query["X-Amz-Signature"],
-        _parse_stamp(query["X-Amz-Date"]),
-        token=query.get("X-Amz-Security-Token"),
-        expires=timedelta(seconds=int(expires)),
-    )
+    signature, stamp, token = query["X-Amz-Signature"], query["X-Amz-Date"], query.get("X-Amz-Security-Token")
+    return _build(credential, headers, signature, stamp, token, expires=timedelta(seconds=int(expires)))
 
 
 def _from_version_2_query(query: Mapping[str, str]) -> Authorization:
@@ -230,14 +220,8 @@ def authorization_of_form(fields: Mapping[str, str]) -> Authorization | None:
             key, signature = fields["awsaccesskeyid"], fields["signature"]
             end = datetime.max.replace(tzinfo=UTC)
             return Authorization(key, signature, end, token, presigned=True, version=2, policy=policy)
-        return _build(
-            fields["x-amz-credential"],
-            "",
-            fields["x-amz-signature"],
-            _parse_stamp(fields["x-amz-date"]),
-            token=token,
-            policy=policy,
-        )
+        credential, signature = fields["x-amz-credential"], fields["x-amz-signature"]
+        return _build(credential, "", signature, fields["x-amz-date"], token, policy=policy)
     return None
 
 
@@ -249,12 +233,13 @@ def _build(
     credential: str,
     signed_headers: str,
     signature: str,
-    timestamp: datetime,
-    *,
+    stamp: str,
     token: str | None,
+    *,
     expires: timedelta | None = None,
     policy: str | None = None,
 ) -> Authorization:
+    timestamp = _parse_stamp(stamp)
     if not _is_credential(credential):
         raise malformed_authorization("the credential is not KEY/DATE/REGION/SERVICE/aws4_request")
     access_key, date, region, service, _ = credential.rsplit("/", 4)
@@ -321,9 +306,8 @@ def possible_texts(
         return
     if authorization.version == 2:
         yield Signed(_version_2_text(request, authorization, path))
-        if (
-            path.count("/") == 1
-        ):  # boto3 signs the path of a bucket with a slash at the end, without sending it
+        # boto3 signs the path of a bucket with a slash at the end, without sending it.
+        if path.count("/") == 1:
             yield Signed(_version_2_text(request, authorization, f"{path}/"))
         return
     query = _canonical_query(request, authorization)
