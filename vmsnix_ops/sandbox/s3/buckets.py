@@ -225,7 +225,7 @@ def _register_setting(
     member: str,
     noun: str,
     missing: str = "",
-    check: Callable[[Any], Any] | None = None,
+    check: Callable[[Any], Any],
     default: Callable[[], Any] | None = None,
     is_answer: bool = False,
     put_status: int = 200,
@@ -248,7 +248,7 @@ def _register_setting(
         bucket = requested_bucket(context, params)
         if member not in params:
             raise s3_error("MissingRequestBodyError")
-        document = params[member] if check is None else check(params[member])
+        document = check(params[member])
         if document is None:
             bucket.settings.pop(setting, None)
         else:
@@ -479,10 +479,13 @@ def _own_bucket(context: Context, params: Params) -> Bucket:
 @operation("s3", "GetBucketPolicy", *GET)
 def get_policy(context: Context, params: Params) -> dict[str, Any]:
     """Return the bucket policy as it was sent."""
-    bucket = _own_bucket(context, params)
+    return {"Policy": _policy_of(_own_bucket(context, params))}
+
+
+def _policy_of(bucket: Bucket) -> str:
     if "policy" not in bucket.settings:
         raise s3_error("NoSuchBucketPolicy", BucketName=bucket.name)
-    return {"Policy": bucket.settings["policy"]}
+    return str(bucket.settings["policy"])
 
 
 @operation("s3", "PutBucketPolicy", *PUT, "Policy")
@@ -513,10 +516,8 @@ def delete_policy(context: Context, params: Params) -> dict[str, Any]:
 @operation("s3", "GetBucketPolicyStatus", *GET)
 def get_policy_status(context: Context, params: Params) -> dict[str, Any]:
     """Return whether the bucket policy makes the bucket public."""
-    bucket = requested_bucket(context, params)
-    if "policy" not in bucket.settings:
-        raise s3_error("NoSuchBucketPolicy", BucketName=bucket.name)
-    return {"PolicyStatus": {"IsPublic": _is_public_policy(json.loads(bucket.settings["policy"]))}}
+    policy = json.loads(_policy_of(requested_bucket(context, params)))
+    return {"PolicyStatus": {"IsPublic": _is_public_policy(policy)}}
 
 
 @operation("s3", "GetBucketAcl", *GET)

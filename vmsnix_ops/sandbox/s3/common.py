@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_plus
 
-from vmsnix_ops.sandbox.core import ApiError, not_emulated, words
+from vmsnix_ops.sandbox.core import ApiError, given, not_emulated, words
 from vmsnix_ops.sandbox.storage import Bucket, MultipartUpload, Part, StoredObject, object_path
 from vmsnix_ops.sandbox.wire.checksums import ALGORITHMS, Checksums, decode_base64, digest_size
 
@@ -123,8 +123,8 @@ def s3_error(code: str, **more: Any) -> ApiError:
 
 def invalid_argument(text: str, name: str, value: object = None) -> ApiError:
     """Return ``InvalidArgument`` with the name of the argument and, unless it is None, its value."""
-    given: dict[str, Any] = {} if value is None else {"ArgumentValue": value}
-    return ApiError("InvalidArgument", text, ArgumentName=name, **given)
+    more: dict[str, Any] = {} if value is None else {"ArgumentValue": value}
+    return ApiError("InvalidArgument", text, ArgumentName=name, **more)
 
 
 def invalid_request(text: str) -> ApiError:
@@ -159,7 +159,7 @@ def check_key(key: str) -> None:
         raise s3_error("KeyTooLongError", Size=length, MaxSizeAllowed=1024)
 
 
-def stored_headers(params: Params, bucket: Bucket | None = None) -> dict[str, Any]:
+def stored_headers(params: Params, bucket: Bucket) -> dict[str, Any]:
     """Return the parameters that are stored with an object.
 
     The encryption is only stored: objects are not encrypted.
@@ -184,15 +184,13 @@ def stored_headers(params: Params, bucket: Bucket | None = None) -> dict[str, An
     return kept
 
 
-def default_encryption(bucket: Bucket | None) -> dict[str, Any]:
+def default_encryption(bucket: Bucket) -> dict[str, Any]:
     """Return the default encryption of a bucket. Since January 2023 every object is encrypted."""
-    rules = bucket.settings.get("encryption", {}).get("Rules", []) if bucket is not None else []
-    for rule in rules:
+    for rule in bucket.settings.get("encryption", {}).get("Rules", []):
         default = rule.get("ApplyServerSideEncryptionByDefault", {})
         if default.get("SSEAlgorithm"):
-            key = default.get("KMSMasterKeyID")
-            found = {"ServerSideEncryption": default["SSEAlgorithm"]}
-            return found | ({"SSEKMSKeyId": key} if key else {})
+            key = given(SSEKMSKeyId=default.get("KMSMasterKeyID"))
+            return {"ServerSideEncryption": default["SSEAlgorithm"], **key}
     return {"ServerSideEncryption": "AES256"}
 
 

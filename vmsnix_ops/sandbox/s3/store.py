@@ -93,7 +93,7 @@ def _check_version_id(version_id: str) -> None:
 
 
 def find_object(
-    bucket: Bucket, key: str, version_id: str | None = None, *, method: str = "GET", tags: bool = False
+    bucket: Bucket, key: str, version_id: str | None, *, method: str = "GET", tags: bool = False
 ) -> StoredObject:
     """Return the current version of an object, or another one by its ID.
 

@@ -596,7 +596,7 @@ def _send_files(connection: socket.socket, ranges: Iterable[FileRange], limit: i
         limit -= length
 
 
-def linger(connection: socket.socket, seconds: float = 2.0) -> None:
+def linger(connection: socket.socket) -> None:
     """Close a connection after the client has read the answer.
 
     When a connection with unread bytes is closed, TCP resets it and the client loses the answer.
@@ -604,7 +604,7 @@ def linger(connection: socket.socket, seconds: float = 2.0) -> None:
     with suppress(OSError):
         connection.shutdown(socket.SHUT_WR)
         source = TimedSocketReader(connection)
-        source.set_timeout(seconds)
+        source.set_timeout(2.0)
         while source.readinto(bytearray(64 * 1024)):
             pass
 
