@@ -238,13 +238,10 @@ def _listen(port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
-            raise OSError(
-                errno.EADDRINUSE,
-                f"Port {port} on {HOST} is in use. Choose another port, or 0 for a free one.",
-            ) from error
-        raise OSError(
-            error.errno, f"The sandbox cannot listen on {HOST}:{port}: {error.strerror}."
-        ) from error
+            text = f"Port {port} on {HOST} is in use. Choose another port, or 0 for a free one."
+            raise OSError(errno.EADDRINUSE, text) from error
+        text = f"The sandbox cannot listen on {HOST}:{port}: {error.strerror}."
+        raise OSError(error.errno, text) from error
     return listener
 
 
@@ -286,9 +283,8 @@ class Dispatcher:
         """Return the answer to one request. Raises only when the client disconnects."""
         host = LOCAL_HOST.fullmatch(request.headers.get("host", "").lower())
         if host is None:
-            return _text_response(
-                403, "The sandbox answers local clients only: the Host header must be 127.0.0.1 or localhost."
-            )
+            text = "The sandbox answers local clients only: the Host header must be 127.0.0.1 or localhost."
+            return _text_response(403, text)
         if request.raw_path.startswith(PREFIX):
             return answer_admin_request(self.state, request)
         path = request.raw_path
@@ -408,9 +404,8 @@ class Dispatcher:
             context.limits.check(context, params)
         self.state.authorize(context, params)
         if dry_run:
-            raise ApiError(
-                "DryRunOperation", "Request would have succeeded, but DryRun flag is set.", status=412
-            )
+            text = "Request would have succeeded, but DryRun flag is set."
+            raise ApiError("DryRunOperation", text, status=412)
         exchange.operation_started = True
         if not exchange.operation.startswith(READ_ONLY):
             self.state.keep_for_stale_reads(service.name)

@@ -94,10 +94,9 @@ def _invalid_parameter(text: str) -> ApiError:
 
 
 def _check_arn(parameter: str, arn: str) -> None:
-    parts = arn.split(":")
-    if len(parts) < 6:
-        text = f"{parameter} Reason: An ARN must have at least 6 elements, not {len(parts)}"
-        raise _invalid_parameter(text)
+    count = len(arn.split(":"))
+    if count < 6:
+        raise _invalid_parameter(f"{parameter} Reason: An ARN must have at least 6 elements, not {count}")
 
 
 def _topic_in_region(context: Context, arn: str) -> bool:
@@ -158,7 +157,10 @@ def publish(context: Context, params: Params) -> dict[str, Any]:
         raise _invalid_parameter("Message too long")
     if "Subject" in params and (not 1 <= len(subject) <= 100 or not subject.isprintable()):
         raise _invalid_parameter("Subject")
-    texts = _texts_by_protocol(text) if _is_json(params) else {}
+    structure = params.get("MessageStructure")
+    if structure not in {None, "json"}:
+        raise _invalid_parameter("MessageStructure")  # text from memory; documented: only json is valid
+    texts = _texts_by_protocol(text) if structure is not None else {}
     for name, attribute in attributes.items():
         _check_attribute(name, attribute)
     default = texts["default"] if texts else text
@@ -179,13 +181,6 @@ def publish(context: Context, params: Params) -> dict[str, Any]:
         )
     topic.messages.append(message)
     return {"MessageId": message.message_id} | ({"SequenceNumber": message.sequence} if topic.fifo else {})
-
-
-def _is_json(params: Params) -> bool:
-    structure = params.get("MessageStructure")
-    if structure not in {None, "json"}:
-        raise _invalid_parameter("MessageStructure")  # text from memory; documented: only json is valid
-    return structure == "json"
 
 
 def _texts_by_protocol(text: str) -> dict[str, str]:
@@ -289,9 +284,9 @@ def _check_topic_attribute(name: str, value: str) -> None:
         raise _invalid_parameter(f"Attributes Reason: {name}")  # text from memory
 
 
-def _tags(params: Params) -> dict[str, str]:
-    tags = {tag["Key"]: tag["Value"] for tag in params.get("Tags") or ()}
-    if len(tags) < len(params.get("Tags") or ()):
+def _read_tags(given: list[dict[str, str]]) -> dict[str, str]:
+    tags = {tag["Key"]: tag["Value"] for tag in given}
+    if len(tags) < len(given):
         raise _invalid_parameter("Duplicated keys are not allowed.")
     return tags
 
@@ -305,7 +300,7 @@ def create_topic(context: Context, params: Params) -> dict[str, Any]:
     fifo = attributes.get("FifoTopic", "false").lower() == "true"
     if not (FIFO_TOPIC_NAME if fifo else TOPIC_NAME).fullmatch(name):
         raise _invalid_parameter("Topic Name")
-    arn, tags = context.arn("sns", name), _tags(params)
+    arn, tags = context.arn("sns", name), _read_tags(params.get("Tags") or [])
     known: Topic | None = context.table("topics").get(arn)
     if known is None:
         context.table("topics")[arn] = Topic(arn, attributes, tags)
@@ -401,7 +396,7 @@ def _find_tagged(context: Context, params: Params) -> Topic:
 
 
 def _check_topic_tags(tags: dict[str, str], given: list[dict[str, str]]) -> None:
-    _tags({"Tags": given})
+    _read_tags(given)
     if len(tags) > MAX_TAGS:
         raise ApiError("TagLimitExceeded", "Could not complete request: tag quota of per resource exceeded")
 
