@@ -69,10 +69,12 @@ from vmsnix_ops.sandbox.wire.checksums import (
     encode_base64,
     new_checksum,
 )
-from vmsnix_ops.sandbox.wire.http import BUFFER
+from vmsnix_ops.sandbox.wire.http import BUFFER, save_pieces
 from vmsnix_ops.sandbox.wire.protocols import malformed_xml
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vmsnix_ops.sandbox.core import Context, Params
     from vmsnix_ops.sandbox.storage import Bucket
 
@@ -559,11 +561,19 @@ def _copy_digests(
     if not source.multipart and wanted == set(source.checksums):
         return source.etag, source.checksums
     digests = Checksums({"md5", *wanted})
-    with object_reader(source, context.folder) as reader:
-        buffer = memoryview(bytearray(BUFFER))
-        while count := reader.readinto(buffer):
-            digests.update(buffer[:count])
+    for piece in _pieces(context, source, 0, source.size):
+        digests.update(piece)
     return digests.hex("md5"), {name: digests.base64(name) for name in wanted}
+
+
+def _pieces(context: Context, stored: StoredObject, start: int, end: int) -> Iterator[memoryview]:
+    """Yield the bytes of an object from one position to another."""
+    with object_reader(stored, context.folder) as reader:
+        reader.seek(start)
+        while start < end:
+            piece = memoryview(reader.read(min(BUFFER, end - start)) or b"")
+            yield piece
+            start += len(piece)
 
 
 @object_operation(
@@ -579,21 +589,9 @@ def upload_part_copy(context: Context, params: Params) -> dict[str, Any]:
     algorithm = upload.algorithm or DEFAULT_CHECKSUM
     digests = Checksums({"md5", algorithm})
     file, path = new_part_file(context)
-    with object_reader(source, context.folder) as reader, path.open("wb", buffering=0) as target:
-        reader.seek(start)
-        while start < end:
-            piece = memoryview(reader.read(min(BUFFER, end - start)) or b"")
-            target.write(piece)
-            digests.update(piece)
-            start += len(piece)
-    part = Part(
-        number=params["PartNumber"],
-        file=file,
-        size=path.stat().st_size,
-        md5=digests.hex("md5"),
-        checksums={algorithm: digests.base64(algorithm)},
-        modified=context.clock.now(),
-    )
+    size = save_pieces(_pieces(context, source, start, end), path, digests)
+    checksums = {algorithm: digests.base64(algorithm)}
+    part = Part(params["PartNumber"], file, size, digests.hex("md5"), checksums, context.clock.now())
     _store_part(context, params, part)
     result = {"ETag": quote_etag(part.md5), "LastModified": part.modified, **_part_checksums(upload, part)}
     return {
