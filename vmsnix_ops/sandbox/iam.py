@@ -224,9 +224,8 @@ def _read_tags(tags: list[dict[str, str]] | None) -> dict[str, str]:
     """Return a list of tags as a dictionary, after the check that it has each key once."""
     found = {tag["Key"]: tag["Value"] for tag in tags or []}
     if len(found) != len(tags or []):
-        raise ApiError(
-            "InvalidInput", "Duplicate tag keys found. Please note that Tag keys are case insensitive."
-        )
+        text = "Duplicate tag keys found. Please note that Tag keys are case insensitive."
+        raise ApiError("InvalidInput", text)
     return found
 
 
@@ -304,26 +303,19 @@ def create_access_key(context: Context, params: Params) -> dict[str, Any]:
         raise ApiError("LimitExceeded", "Cannot exceed quota for AccessKeysPerUser: 2", status=409)
     credential = add_credential(context.tables, "AKIA", context.account, user.arn, user.entity_id)
     user.keys[credential.access_key] = _now(context)
-    return {
-        "AccessKey": {
-            "UserName": user.name,
-            "AccessKeyId": credential.access_key,
-            "Status": "Active",
-            "SecretAccessKey": credential.secret,
-            "CreateDate": user.keys[credential.access_key],
-        }
-    }
+    shown = _access_key_view(user, credential.access_key)
+    return {"AccessKey": shown | {"SecretAccessKey": credential.secret}}
+
+
+def _access_key_view(user: User, key: str) -> dict[str, Any]:
+    return {"UserName": user.name, "AccessKeyId": key, "Status": "Active", "CreateDate": user.keys[key]}
 
 
 @operation("iam", "ListAccessKeys", *PAGING, "UserName")
 def list_access_keys(context: Context, params: Params) -> dict[str, Any]:
     """List the access keys of a user, without the secret keys."""
     user = _named_user(context, params)
-    shown = [
-        {"UserName": user.name, "AccessKeyId": key, "Status": "Active", "CreateDate": created}
-        for key, created in user.keys.items()
-    ]
-    return _page(shown, params, "AccessKeyMetadata")
+    return _page([_access_key_view(user, key) for key in user.keys], params, "AccessKeyMetadata")
 
 
 @operation("iam", "DeleteAccessKey", "UserName AccessKeyId")
@@ -577,9 +569,8 @@ def delete_policy(context: Context, params: Params) -> dict[str, Any]:
     if _attachment_count(context, policy.arn):
         raise _delete_conflict("Cannot delete a policy attached to entities.")
     if len(policy.versions) > 1:
-        raise _delete_conflict(
-            "This policy has more than one version. Before you delete a policy, you must delete them."
-        )
+        text = "This policy has more than one version. Before you delete a policy, you must delete them."
+        raise _delete_conflict(text)
     del context.table("policies", region="")[policy.arn]
     return {}
 
@@ -641,9 +632,8 @@ def list_policy_versions(context: Context, params: Params) -> dict[str, Any]:
         raise not_emulated("the versions of AWS's managed policies")
     policy = _find_policy(context, params["PolicyArn"])
     newest_first = sorted(policy.versions, key=lambda version: -int(version[1:]))
-    return _page(
-        [_version_view(policy, version, document=False) for version in newest_first], params, "Versions"
-    )
+    shown = [_version_view(policy, version, document=False) for version in newest_first]
+    return _page(shown, params, "Versions")
 
 
 @operation("iam", "SetDefaultPolicyVersion", "PolicyArn VersionId")
@@ -694,9 +684,8 @@ def is_administrator(context: Context, principal: str) -> bool:
     first = credentials_table(context.tables).get(DEFAULT_ACCESS_KEY)
     created = principal.rpartition("/")[2] in context.table("users", region="")
     # An account is in every partition, so the partitions are not compared.
-    return (
-        first is not None and first.principal.split(":", 2)[2:] == principal.split(":", 2)[2:] and not created
-    )
+    same = first is not None and first.principal.split(":", 2)[2:] == principal.split(":", 2)[2:]
+    return same and not created
 
 
 def policies_of_principal(context: Context, arn: str) -> list[str] | None:
