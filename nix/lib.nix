@@ -44,9 +44,9 @@ rec {
   images = import ./images;
 
   # The modules of every image of this flake: srvos' server defaults (a firewall, networkd, UTC, no mutable
-  # users, no documentation), our four profiles, the image's own file, and ALT-F4's keys. An attested image leaves the
-  # profile `cachix` out. The keys are set here
-  # and not in `profiles.base`, so that a flake that imports only our modules never trusts them by accident.
+  # users, no documentation), our four profiles, the image's own file, and ALT-F4's keys. An attested image
+  # disables the profile `cachix`. The keys are set here and not in `profiles.base`, so that a flake that imports
+  # only our modules never trusts them by accident.
   imageModules =
     name: file:
     [

@@ -1,7 +1,7 @@
-# The facts about the packages of a machine: what the store does not have, such as licences, CPE and patches.
+# The facts about the packages of a machine that the store does not have, such as licences, CPE and patches.
 #
 # `packageFacts machine` is a map from output path to facts, for every derivation that the system is made of,
-# also at build time. The paths in it have no context: to evaluate it builds nothing.
+# also at build time. The paths in it have no context, so that its evaluation builds nothing.
 { lib }:
 machine:
 let
@@ -168,7 +168,7 @@ let
     config.systemd.tmpfiles.packages
     (map ({ unit, ... }: unit) (attrValues config.systemd.network.units))
     (attrValues (config.nix.package.libs or { }))
-    # The standard environment's, and the Perl library of GRUB's installer: only texts have them.
+    # Parts of the standard environment, and the Perl library of GRUB's installer: only texts mention them.
     pkgs.stdenv.cc.cc
     pkgs.stdenv.cc.libc
     pkgs.perlPackages.XMLLibXML
@@ -189,7 +189,7 @@ let
 
   license =
     one: if isString one then one else one.spdxId or one.fullName or one.shortName or "unknown";
-  # A path is toString'ed, because "${path}" would copy the file to the store.
+  # toString, because "${path}" would copy the file to the store.
   patchName =
     one:
     let
@@ -222,8 +222,8 @@ let
     in
     map (output: nameValuePair (text package.${output}.outPath) found) (package.outputs or [ "out" ]);
 
-  # A generated file, such as a unit or a script, is only in a text, and its name has no version. Its output
-  # path is in the same text. A package that is only in a text remains without facts.
+  # A generated file, such as a unit or a script, is named only in a text, without a version. Its output path is
+  # in the same text. A package that is named only in a text has no facts.
   files =
     value:
     let

@@ -1,6 +1,6 @@
-# The slice of all containers: they may use the usual pseudo devices and nothing else, also if a task definition lists
-# the TPM, and do not reach the instance metadata service in any network. systemd applies the rules to each container
-# below the slice, also to one in a slice of its own, which the ECS agent creates.
+# The slice of all containers. They may use only the usual pseudo devices, also if a task definition lists the TPM. They
+# cannot reach the instance metadata service in any network. systemd applies the rules to each container below the
+# slice, also to containers in the slices that the ECS agent creates.
 {
   DevicePolicy = "closed";
   IPAddressDeny = [

@@ -1,6 +1,6 @@
-# Test the attested images: they boot from their own disks with UEFI and a TPM, run no user data, read it as data
-# without changing any character, keep the data partition not executable, and start no privileged container and no
-# container that reaches the TPM or instance metadata.
+# Test the attested images. They boot from their own disks with UEFI and a TPM. They run no user data, and read it as
+# data without changing any character. Nothing on the data partition can be executed. They start no privileged
+# container, and no container that reaches the TPM or instance metadata.
 {
   lib,
   pkgs,

@@ -80,8 +80,9 @@ in
     }
 
     # nixpkgs writes GRUB to /dev/xvda, which does not exist on Nitro: after an update of nixpkgs, every deployment
-    # would fail. udev maintains a link to the right disk. GRUB's installation makes it too: the first deployment
-    # with this rule installs GRUB before udev has read the rule, and the machine that builds an image has no udev.
+    # would fail. So udev maintains a link to the right disk. The script that installs GRUB makes the link too:
+    # the first deployment with this rule installs GRUB before udev has read the rule, and the machine that builds
+    # an image has no udev.
     (lib.mkIf (!config.ec2.efi) {
       boot.loader.grub.device = lib.mkOverride 90 "/dev/${rootDiskLink}";
       boot.loader.grub.extraPrepareConfig = ''

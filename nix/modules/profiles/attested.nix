@@ -4,11 +4,11 @@
 # unified kernel image (UKI), which the firmware measures into PCR 4 of the TPM. A changed bit of the store is an
 # I/O error; a changed kernel, initial RAM disk or command line is another PCR 4. The root file system is a tmpfs,
 # and passwd, shadow and /etc are part of the store. /var and /home are data: the first boot makes their partition,
-# and nothing on it can be executed. nix/README.md has the threat model.
+# and nothing on it can be executed. Threat model: docs/reference/attested-images.md.
 #
-# Takes from the profile `amazon` everything that runs or admits what was not measured: amazon-init, the SSM agent,
-# the EC2 key pair and the SSH host keys of user data, deployments. The administrator can log in, but has no sudo.
-# User data is read as data: lines NAME=VALUE with the names that the image accepts become secret files.
+# Disables everything in the profile `amazon` that runs code that was not measured, or lets it in: amazon-init, the
+# SSM agent, the EC2 key pair and the SSH host keys of user data, deployments. The administrator can log in, but has
+# no sudo. User data is read as data: lines NAME=VALUE with the names that the image accepts become secret files.
 #
 # Adds the image format `attested`: a raw disk and image-info.json.
 {
@@ -23,7 +23,7 @@ let
   inherit (pkgs.stdenv.hostPlatform) system;
   cfg = config.vmsnix.attested;
   machine = config.vmsnix.image;
-  # null is a cluster that user data names.
+  # With null, user data names the cluster.
   cluster = config.vmsnix.ecs.cluster or null;
   docker = config.virtualisation.docker.enable;
   ecs = config.services.ecs-agent.enable;
@@ -94,7 +94,7 @@ in
       boot.kernelParams = [
         # Mount no partition only because of its type.
         "systemd.gpt_auto=0"
-        # systemd 261 and newer take credentials from user data on EC2, also SSH keys of root and units.
+        # On EC2, systemd 261 and newer read credentials from user data, among them root's SSH keys and units.
         "systemd.imds=no"
       ]
       ++ lib.optional cfg.interactive "vmsnix.interactive=1"
@@ -209,8 +209,8 @@ in
       environment.systemPackages = [ pkgs.nitrotpm-tools ];
     }
 
-    # Containers are not measured. They are kept from the TPM, from other devices, and from the credentials of the
-    # instance's role, in every network. The name of the slice is the ECS agent's, which creates a slice for each task
+    # Containers are not measured. They cannot use the TPM and other devices, nor the credentials of the instance's
+    # role, in any network. The name of the slice is the ECS agent's, which creates a slice for each task
     # below it.
     (lib.mkIf docker {
       systemd.slices.ecstasks = {
@@ -222,7 +222,7 @@ in
       virtualisation.docker.daemon.settings = {
         cgroup-parent = "ecstasks.slice";
         exec-opts = [ "native.cgroupdriver=systemd" ];
-        # The ECS agent offers no privileged containers to the cluster, but would start one all the same.
+        # The ECS agent offers no privileged containers to the cluster, but would start one if a task asked for it.
         default-runtime = "unprivileged";
         runtimes.unprivileged.path = "${pkgs.writeShellScript "unprivileged-runtime" ''
           PATH=${

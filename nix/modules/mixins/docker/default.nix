@@ -1,9 +1,9 @@
 # Mixin `docker`: the Docker daemon, metrics of its containers, and a weekly clean-up.
 #
 # Docker writes its logs to the journal, where Alloy reads them, with the container's name as a label. If Alloy
-# runs on the machine, cAdvisor adds metrics of every container. Different from the original images: Alloy runs
-# as its own user, which was not in Docker's group and could not read Docker's socket; here it is a member. A member
-# of this group can become root; Alloy's configuration is part of the image.
+# runs on the machine, cAdvisor adds metrics of every container. Different from the original images: Alloy's
+# user is a member of Docker's group, without which Alloy cannot read Docker's socket. A member of this group can
+# become root, but Alloy's configuration is part of the image.
 #
 # Containers in Docker's own networks cannot reach the instance metadata service, and so neither the credentials of
 # the instance's role nor its user data. A container in the host's network can. An AMI cannot set the hop limit of the

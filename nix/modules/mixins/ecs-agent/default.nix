@@ -2,9 +2,9 @@
 #
 # Adds nixpkgs' ECS agent as a service, task IAM roles, draining before a spot instance is reclaimed, and the
 # agent's metrics through Alloy. Two things are different from the original images. The agent is part of the
-# image; the original pulled a container of a fixed old version at every boot, with a port list that host
-# networking ignores. And the packet rules of the credentials address are added once and removed again; the
-# original added them again at every reload of the firewall.
+# image: the original pulled a container of a fixed old version at every boot, with a port list that host
+# networking ignores. The packet rules of the credentials address are added once, and removed when the
+# firewall stops: the original added them again at every reload of the firewall.
 #
 # Tasks may use the network modes `bridge` and `host`. `awsvpc`, ECS Exec and EFS volumes do not work: they need
 # programs of AWS that nixpkgs does not contain (CNI plugins, the agent of ECS Exec, amazon-efs-utils). The agent

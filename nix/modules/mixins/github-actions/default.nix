@@ -6,8 +6,8 @@
 # A job can become root: it may use Docker and is a trusted user of Nix. Register the runner only where everybody
 # who can start a workflow may have full control of the machine.
 #
-# Different from the original images, where those do not work with the current nixpkgs: the group is set together
-# with the user, and the platform label does not use the removed `pkgs.system`. Jobs and their HOME are on the disk
+# Two parts of the original images do not work with the current nixpkgs. So here the group is set together with the
+# user, and the platform label does not use the removed `pkgs.system`. Jobs and their HOME are on the disk
 # below /var/lib; nixpkgs puts both into /run, which is memory.
 #
 # Jobs and the builds that they start with Nix cannot reach the instance metadata service, unless
