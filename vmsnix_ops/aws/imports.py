@@ -351,8 +351,7 @@ def _refusal(error: ClientError, source: Source) -> Exception:
             f"VM Import cannot use the role {source.role_name}.",
             why=f"AWS returned: {message.rstrip('.')}. The role does not exist or was created less than a "
             f"minute ago, it may not read the bucket {source.bucket}, or you may not pass it (iam:PassRole).",
-            fix="Run vmsnix preflight to find out which. docs/how-to/outside-altf4.md has the role's "
-            "policies.",
+            fix="Run vmsnix preflight to find out which. docs/how-to/first-publish.md describes the role.",
             **details,
         )
     if "not local to the region" in message:
