@@ -66,6 +66,7 @@ NOT_RUN = {
     ("docs/quickstart.md", "vmsnix lab"): LAB,
     ("docs/weekly-report.md", "vmsnix sandbox"): STARTS,
     ("docs/how-to/console.md", "vmsnix console"): LAB,
+    ("docs/how-to/jupyterlab.md", "vmsnix lab"): LAB,
     ("docs/how-to/schedule.md", "sudo systemctl"): UNITS,
     ("docs/how-to/schedule.md", "journalctl"): UNITS,
     ("docs/how-to/fleet.md", "dask"): "needs other machines; tests/runbooks/fleet uses a cluster with TLS",
@@ -166,22 +167,25 @@ def failed_run(desk: Desk) -> Names:
 
 
 def past_runs(desk: Desk) -> Names:
-    """Fail a publish, plan a promotion, and keep the notebooks in git."""
+    """Fail a publish."""
     demo(desk)
     names = failed_publish(desk)
+    (run,) = json.loads(desk.run("vmsnix runs --last 1 --json"))
+    return names | {"ami-0123456789abcdef0": run["ami_id"]}
+
+
+def planned_promotion(desk: Desk) -> Names:
+    """Plan a promotion, and write a wrong region into the settings of another folder."""
+    demo(desk)
     (made,) = json.loads(desk.run("vmsnix history amis --image ecs-node --last 1 --json"))
     planned = desk.run(f"vmsnix promote --ami {made['ami_id']} --channel stable --regions eu-west-1")
     (run,) = json.loads(desk.run("vmsnix runs --last 1 --json"))
-    (desk.folder / "notebooks").unlink()
-    shutil.copytree(ROOT / "notebooks", desk.folder / "notebooks")
-    desk.run("git init --quiet && git add notebooks")
     wrong = desk.folder / "wrong"
     wrong.mkdir()
     (wrong / "vmsnix.toml").write_text('region = "us-esat-1"\n')
     shutil.copytree(desk.folder / "result", wrong / "result")
-    return names | {
+    return {
         "20261125T193321433Z-promote-ami-aca377": run["run_id"],
-        "ami-0123456789abcdef0": run["ami_id"],
         "8f1d0c52a6b7e943": planned.partition("--expect-plan=")[2].split()[0],
     }
 
@@ -259,8 +263,12 @@ def own_nix(desk: Desk) -> Names:
 
 
 def copied(desk: Desk) -> Names:
-    """Copy the notebooks as ``vmsnix lab`` does."""
+    """Copy the notebooks as ``vmsnix lab`` does, and keep those of the checkout in git."""
+    demo(desk)
     copies.make(copies.work_folder(Path(desk.environment["HOME"]) / ".local/state/vmsnix_ops"))
+    (desk.folder / "notebooks").unlink()
+    shutil.copytree(ROOT / "notebooks", desk.folder / "notebooks")
+    desk.run("git init --quiet && git add notebooks")
     return {}
 
 
@@ -393,8 +401,10 @@ READERS = {
     HOW + "boot-an-image.md": Reader(small_linux, 60, shows={"small-linux.img did not boot.": ""}),
     HOW + "build-an-image.md": Reader(own_nix, 20),
     HOW + "ci.md": Reader(ci_job, 35),
-    HOW + "console.md": Reader(copied),
     HOW + "direct-upload.md": Reader(published, 12),
+    HOW + "dry-runs.md": Reader(
+        planned_promotion, 15, shows={"Error: The call of": "cd wrong; vmsnix publish --image ./reslt; cd .."}
+    ),
     HOW + "findings.md": Reader(demo, 15),
     HOW + "first-publish.md": Reader(public_allowed, 35, settings=True),
     HOW + "fleet.md": Reader(
@@ -404,6 +414,7 @@ READERS = {
         settings=True,
         shows={"Error: The plan": "cd wrong; vmsnix fleet nightly.toml; cd .."},
     ),
+    HOW + "jupyterlab.md": Reader(copied, 10),
     HOW + "outside-altf4.md": Reader(
         own_image, 10, settings=True, shows={"vmsnix.admin.keys is empty": "", "may log in": ""}
     ),
@@ -413,9 +424,7 @@ READERS = {
     HOW + "read-timings.md": Reader(demo, 10, shows={"slow ": ""}),
     HOW + "record-aws.md": Reader(recording, 20),
     HOW + "retire.md": Reader(demo, 20),
-    HOW + "runs.md": Reader(
-        past_runs, 35, shows={"Error: The call of": "cd wrong; vmsnix publish --image ./reslt; cd .."}
-    ),
+    HOW + "runs.md": Reader(past_runs, 30),
     HOW + "smoke-test.md": Reader(demo, 15),
     HOW + "verify.md": Reader(demo, 15),
     HOW + "when-it-breaks.md": Reader(unfinished_publish, seconds=15),
