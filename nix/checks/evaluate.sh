@@ -7,9 +7,9 @@
 # SRVOS_TREE    a checkout of srvos; default: the locked one, from the store or the network
 # NIX           the nix to use; nixpkgs requires 2.18 or newer
 #
-# Prints a table, with --json the figures, or with --facts the package facts of an image. Exit status 1: an assertion or a fact is false, there is a warning, or nixosGenerate
-# differs from the package. Each image is evaluated by a process of its own, because Nix frees no memory before it ends: up to 3 GB (1 GB
-# with --facts) are needed at a time.
+# Prints a table; with --json the figures; with --facts the package facts of an image. Exits with status 1 if an
+# assertion or a fact is false, if there is a warning, or if nixosGenerate differs from the package. A separate process
+# evaluates each image, because Nix frees no memory before it ends. It needs up to 3 GB (1 GB with --facts).
 set -eu
 
 if [ -z "${NIXPKGS_TREE:-}" ]; then
