@@ -169,9 +169,8 @@ def failed_run(desk: Desk) -> Names:
 def past_runs(desk: Desk) -> Names:
     """Fail a publish."""
     demo(desk)
-    names = failed_publish(desk)
-    (run,) = json.loads(desk.run("vmsnix runs --last 1 --json"))
-    return names | {"ami-0123456789abcdef0": run["ami_id"]}
+    (made,) = json.loads(desk.run("vmsnix history amis --image ecs-node --last 1 --json"))
+    return failed_publish(desk) | {"ami-0123456789abcdef0": made["ami_id"]}
 
 
 def planned_promotion(desk: Desk) -> Names:
