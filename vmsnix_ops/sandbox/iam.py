@@ -27,7 +27,6 @@ from vmsnix_ops.sandbox.core import (
 )
 from vmsnix_ops.sandbox.credentials import DEFAULT_ACCESS_KEY, add_credential, credentials_table, unique_id
 from vmsnix_ops.sandbox.policies import MANAGED_POLICIES, AccessRequest, ManagedPolicy, check_policy, evaluate
-from vmsnix_ops.sandbox.sts import GITHUB
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -810,6 +809,7 @@ def delete_profile(context: Context, params: Params) -> dict[str, Any]:
 
 GITHUB_THUMBPRINT = "6938fd4d98bab03faadb97b34396831e3780aea1"
 """The thumbprint that IAM retrieves for GitHub ("OpenID Connect in Amazon Web Services" of GitHub's docs)."""
+GITHUB_URL = "https://token.actions.githubusercontent.com"
 
 
 @dataclass(slots=True)
@@ -832,7 +832,7 @@ def create_provider(context: Context, params: Params) -> dict[str, Any]:
         raise ApiError("ValidationError", "Invalid Open ID Connect Provider URL")
     thumbprints = params.get("ThumbprintList") or []
     if not thumbprints:
-        if url != GITHUB:
+        if url != GITHUB_URL:
             raise not_emulated(f"the retrieval of a thumbprint of {url}")
         thumbprints = [GITHUB_THUMBPRINT]
     name = url.removeprefix("https://")
