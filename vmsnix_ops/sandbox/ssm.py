@@ -180,15 +180,17 @@ def _find_version(context: Context, text: str) -> tuple[EmulatedParameter, Emula
         raise _parameter_not_found()
     if not selector:
         return parameter, parameter.newest, ""
+    kind = "version" if selector.isdecimal() else "label"
+    return parameter, _select_version(parameter, selector, kind), f":{selector}"
+
+
+def _select_version(parameter: EmulatedParameter, selector: str, kind: str = "version") -> EmulatedVersion:
+    """Return a version by its number, or by one of its labels."""
     for version in parameter.versions:
         if selector in {str(version.number), *version.labels}:
-            return parameter, version, f":{selector}"
-    raise _version_not_found(name, f"version {selector}" if selector.isdecimal() else f"label {selector}")
-
-
-def _version_not_found(name: str, version: str) -> ApiError:
-    text = f"Systems Manager could not find {version} of {name}. Verify the version and try again."
-    return ApiError("ParameterVersionNotFound", text)
+            return version
+    text = f"could not find {kind} {selector} of {parameter.name}. Verify the version and try again."
+    raise ApiError("ParameterVersionNotFound", f"Systems Manager {text}")
 
 
 def _parameter_view(
@@ -523,18 +525,11 @@ LABEL = re.compile(r"(?!\d)(?!(?i:aws|ssm))[a-zA-Z0-9_.\-]{1,100}")
 MAX_LABELS = 10
 
 
-def _find_version_number(parameter: EmulatedParameter, number: int) -> EmulatedVersion:
-    for version in parameter.versions:
-        if version.number == number:
-            return version
-    raise _version_not_found(parameter.name, f"version {number}")
-
-
 @operation("ssm", "LabelParameterVersion", "Name ParameterVersion Labels")
 def label_parameter_version(context: Context, params: Params) -> dict[str, Any]:
     """Add labels to a version. A label of another version moves to this one."""
     parameter = _find_parameter(context, params["Name"])
-    version = _find_version_number(parameter, params.get("ParameterVersion", parameter.newest.number))
+    version = _select_version(parameter, str(params.get("ParameterVersion", parameter.newest.number)))
     valid = [label for label in params["Labels"] if LABEL.fullmatch(label)]
     if len({*version.labels, *valid}) > MAX_LABELS:
         text = "A parameter version can have a maximum of ten labels."
@@ -549,7 +544,7 @@ def label_parameter_version(context: Context, params: Params) -> dict[str, Any]:
 @operation("ssm", "UnlabelParameterVersion", "Name ParameterVersion Labels")
 def unlabel_parameter_version(context: Context, params: Params) -> dict[str, Any]:
     """Remove labels from a version."""
-    version = _find_version_number(_find_parameter(context, params["Name"]), params["ParameterVersion"])
+    version = _select_version(_find_parameter(context, params["Name"]), str(params["ParameterVersion"]))
     removed = [label for label in params["Labels"] if label in version.labels]
     version.labels = [label for label in version.labels if label not in removed]
     return {"RemovedLabels": removed, "InvalidLabels": [n for n in params["Labels"] if n not in removed]}
