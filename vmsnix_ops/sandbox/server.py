@@ -208,7 +208,9 @@ class Server:
         if response.drop:
             abort(connection) if response.cut_after is not None else close(connection)
             return False
-        keep = request.keeps_alive and self._read_rest(request)
+        # Without 100 Continue, whether the client sends its body now is unknown.
+        unknown = request.expects_continue and request.body.http.untouched
+        keep = request.keeps_alive and not unknown and request.body.drain(DRAIN_LIMIT)
         head_only = request.method == "HEAD"
         if write_response(connection, response, head_only=head_only, close=not keep):
             return True
@@ -220,13 +222,6 @@ class Server:
         write_response(connection, self._dispatcher.refuse(error), head_only=False, close=True)
         linger(connection)
         return False
-
-    @staticmethod
-    def _read_rest(request: Request) -> bool:
-        """Read the rest of a request, and return whether the next one can follow on the connection."""
-        if request.expects_continue and request.body.http.untouched:
-            return False  # whether the client sends its body now is unknown
-        return request.body.drain(DRAIN_LIMIT)
 
 
 def _listen(port: int) -> socket.socket:

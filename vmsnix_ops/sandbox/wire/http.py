@@ -489,7 +489,8 @@ def read_request(
     method, target, version = (part.decode("ascii") for part in parts.groups())
     headers = _read_headers(source)
     request = Request(method.upper(), target, headers, Body(HttpBody(source, 0, chunked=False)))
-    request.keeps_alive = _keeps_alive(headers, version)
+    options = {word.strip().lower() for word in headers.get("connection", "").split(",")}
+    request.keeps_alive = "close" not in options and (version != "0" or "keep-alive" in options)
     _check_encoding(request)
     length, chunked = _framing(request, version)
     request.expects_continue = headers.get("expect", "").lower() == "100-continue"
@@ -524,11 +525,6 @@ def _read_headers(source: io.BufferedReader) -> dict[str, str]:
         headers[name] = f"{headers[name]},{value}" if name in headers else value
     text = "Your request header section exceeds the maximum allowed request header section size."
     raise BadRequestError(text, status=431, code="RequestHeaderSectionTooLarge")
-
-
-def _keeps_alive(headers: dict[str, str], version: str) -> bool:
-    options = {word.strip().lower() for word in headers.get("connection", "").split(",")}
-    return "close" not in options and (version != "0" or "keep-alive" in options)
 
 
 def _check_encoding(request: Request) -> None:

@@ -595,15 +595,11 @@ def parse_params(request: Request, target: RequestTarget) -> dict[str, Any]:
         params = read_json(shape, request.body.read(MAX_DOCUMENT_BYTES), protocol)
     else:
         params = _parse_rest(request, target, shape, protocol) if shape is not None else {}
-        _check_query_keys(request, target.route, f"{target.service.name}:{target.operation}")
+        known = target.route.query_keys | SIGNATURE_KEYS | TRANSPORT_KEYS
+        for key in request.query:
+            if key not in known:
+                raise not_emulated(f"the query key {key!r} of {target.service.name}:{target.operation}")
     return params
-
-
-def _check_query_keys(request: Request, route: RestRoute, operation: str) -> None:
-    known = route.query_keys | SIGNATURE_KEYS | TRANSPORT_KEYS
-    for key in request.query:
-        if key not in known:
-            raise not_emulated(f"the query key {key!r} of {operation}")
 
 
 def _parse_rest(
