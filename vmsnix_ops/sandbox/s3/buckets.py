@@ -11,7 +11,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import ApiError, load_json, not_emulated, operation, words
+from vmsnix_ops.sandbox.core import ApiError, given, load_json, not_emulated, operation, words
 from vmsnix_ops.sandbox.policies import (
     ALLOWED,
     DELEGATED,
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 IP_ADDRESS = re.compile(r"\d+\.\d+\.\d+\.\d+")
 BUCKETS_PER_PAGE = 10_000
-OWNERSHIPS = ("BucketOwnerEnforced", "BucketOwnerPreferred", "ObjectWriter")
+OWNERSHIPS = ("BucketOwnerEnforced", "BucketOwnerPreferred", "ObjectWriter")  # since 2023, the first: no ACLs
 
 
 def _check_name(name: str) -> None:
@@ -74,17 +74,18 @@ def create_bucket(context: Context, params: Params) -> dict[str, Any]:
     if existing is not None:
         _refuse_existing(context, existing, tagged=bool(tags))
         return {"Location": f"/{name}", **answer}
-    bucket = Bucket(name, context.account, region, context.clock.now(), settings=_default_settings())
-    if "ObjectOwnership" in params:
-        if params["ObjectOwnership"] not in OWNERSHIPS:
-            raise invalid_argument(
-                f"Invalid x-amz-object-ownership header: {params['ObjectOwnership']}",
-                "x-amz-object-ownership",
-            )
-        bucket.settings["ownership"] = {"Rules": [{"ObjectOwnership": params["ObjectOwnership"]}]}
+    ownership = params.get("ObjectOwnership", OWNERSHIPS[0])
+    if ownership not in OWNERSHIPS:
+        text = f"Invalid x-amz-object-ownership header: {ownership}"
+        raise invalid_argument(text, "x-amz-object-ownership")
+    settings = {
+        "public_access_block": dict(PUBLIC_ACCESS_BLOCK),
+        "ownership": {"Rules": [{"ObjectOwnership": ownership}]},
+    }
     if tags:
         check_tags(tags, limit=50)
-        bucket.settings["tagging"] = {"TagSet": tags}
+        settings["tagging"] = {"TagSet": tags}
+    bucket = Bucket(name, context.account, region, context.clock.now(), settings=settings)
     context.table("buckets", region="")[name] = bucket
     return {"Location": f"/{name}" if region == "us-east-1" else f"http://{name}.s3.amazonaws.com/", **answer}
 
@@ -99,8 +100,8 @@ def _new_region(context: Context, params: Params) -> str:
     for member in configuration:
         if member not in {"LocationConstraint", "Tags"}:
             raise not_emulated(f"{member} of CreateBucket")
-    given = configuration.get("LocationConstraint")
-    constraint = "eu-west-1" if given == "EU" else given
+    written = configuration.get("LocationConstraint")
+    constraint = "eu-west-1" if written == "EU" else written
     if context.region == "us-east-1":
         if constraint is None:
             return "us-east-1"
@@ -108,7 +109,7 @@ def _new_region(context: Context, params: Params) -> str:
             raise s3_error("InvalidLocationConstraint", LocationConstraint=constraint)
         return str(constraint)
     if constraint != context.region:
-        shown = given or "unspecified"
+        shown = written or "unspecified"
         raise ApiError(
             "IllegalLocationConstraintException",
             f"The {shown} location constraint is incompatible for the region specific endpoint this request "
@@ -158,23 +159,18 @@ def list_buckets(context: Context, params: Params) -> dict[str, Any]:
         for name, bucket in sorted(context.table("buckets", region="").items())
         if name.startswith(prefix) and name > start and region in {None, bucket.region}
     ]
-    answer: dict[str, Any] = {
-        "Buckets": [
-            {
-                "Name": bucket.name,
-                "CreationDate": bucket.created,
-                "BucketRegion": bucket.region,
-                "BucketArn": _bucket_arn(context, bucket.name),
-            }
-            for bucket in found[:limit]
-        ],
-        "Owner": {"ID": canonical_user_id(context.account)},
-    }
-    if prefix:
-        answer["Prefix"] = prefix
-    if len(found) > limit:
-        answer["ContinuationToken"] = found[limit - 1].name
-    return answer
+    shown = [
+        {
+            "Name": bucket.name,
+            "CreationDate": bucket.created,
+            "BucketRegion": bucket.region,
+            "BucketArn": _bucket_arn(context, bucket.name),
+        }
+        for bucket in found[:limit]
+    ]
+    token = found[limit - 1].name if len(found) > limit else ""
+    answer = {"Buckets": shown, "Owner": {"ID": canonical_user_id(context.account)}}
+    return answer | given(Prefix=prefix, ContinuationToken=token)
 
 
 @operation("s3", "DeleteBucket", "Bucket ExpectedBucketOwner")
@@ -204,14 +200,6 @@ PUT = (*GET, "ContentMD5", "ChecksumAlgorithm")
 PUBLIC_ACCESS_BLOCK = dict.fromkeys(
     words("BlockPublicAcls IgnorePublicAcls BlockPublicPolicy RestrictPublicBuckets"), True
 )
-
-
-def _default_settings() -> dict[str, Any]:
-    """Return the settings of a new bucket, since 2023: private and without ACLs."""
-    return {
-        "public_access_block": dict(PUBLIC_ACCESS_BLOCK),
-        "ownership": {"Rules": [{"ObjectOwnership": "BucketOwnerEnforced"}]},
-    }
 
 
 def _default_encryption() -> dict[str, Any]:
@@ -615,7 +603,8 @@ def s3_denial_reason(
     identity = ALLOWED if documents is None else evaluate(documents, request)
     if identity == EXPLICIT_DENY:
         return "with an explicit deny in an identity-based policy"
-    bucket = None if action == "s3:CreateBucket" else find_bucket(tables, _bucket_name(request.resource))
+    name = request.resource.partition(":::")[2].partition("/")[0]
+    bucket = None if action == "s3:CreateBucket" else find_bucket(tables, name)
     across = bucket is not None and bucket.account != account
     decision = _bucket_policy_decision(bucket, principal, account, request)
     if decision == EXPLICIT_DENY and not (root and not across and action in POLICY_ACTIONS):
@@ -625,10 +614,6 @@ def s3_denial_reason(
     if identity != ALLOWED and (across or decision != ALLOWED):
         return f"because no identity-based policy allows the {action} action"
     return ""
-
-
-def _bucket_name(resource: str) -> str:
-    return resource.partition(":::")[2].partition("/")[0]
 
 
 def _bucket_policy_decision(

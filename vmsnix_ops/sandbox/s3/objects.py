@@ -461,16 +461,12 @@ def list_keys(keys: Iterable[str], prefix: str, delimiter: str, after: str, limi
 
 def list_members(params: Params, page: ListPage[Any], encode: Any) -> dict[str, Any]:
     """Return the members that the answers of all lists have."""
-    answer: dict[str, Any] = {
+    return {
         "Prefix": encode(params.get("Prefix", "")),
         "IsTruncated": page.truncated,
         "CommonPrefixes": [{"Prefix": encode(common)} for common in page.prefixes],
+        **given(Delimiter=encode(params.get("Delimiter", "")), EncodingType=params.get("EncodingType")),
     }
-    if params.get("Delimiter"):
-        answer["Delimiter"] = encode(params["Delimiter"])
-    if "EncodingType" in params:
-        answer["EncodingType"] = "url"
-    return answer
 
 
 def key_encoder(params: Params) -> Any:
@@ -490,19 +486,16 @@ def page_limit(params: Params, member: str) -> int:
 
 
 def _object_entry(stored: StoredObject, encode: Any, bucket: Bucket, *, owner: bool) -> dict[str, Any]:
-    entry = {
+    return {
         "Key": encode(stored.key),
         "LastModified": stored.modified,
         "ETag": quote_etag(stored.etag),
         "Size": stored.size,
         "StorageClass": stored.headers.get("StorageClass", "STANDARD"),
+        "ChecksumAlgorithm": [name.upper() for name in stored.checksums],
+        "ChecksumType": stored.checksum_type if stored.checksums else None,
+        "Owner": {"ID": canonical_user_id(bucket.account)} if owner else None,
     }
-    if stored.checksums:
-        entry["ChecksumAlgorithm"] = [name.upper() for name in stored.checksums]
-        entry["ChecksumType"] = stored.checksum_type
-    if owner:
-        entry["Owner"] = {"ID": canonical_user_id(bucket.account)}
-    return entry
 
 
 @object_operation(
