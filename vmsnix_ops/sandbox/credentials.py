@@ -96,17 +96,14 @@ AUTHENTICATION_ERRORS: dict[str, dict[str, tuple[str, int, str]]] = {  # by prot
         "expired": ("ExpiredToken", 403, _TOKEN_EXPIRED),
         "unsigned": ("MissingAuthenticationToken", 403, _MISSING),
     },
-    "json": {
-        "unknown": ("UnrecognizedClientException", 400, _TOKEN_INVALID),
-        "signature": ("InvalidSignatureException", 400, _MISMATCH),
-        "expired": ("ExpiredTokenException", 400, _TOKEN_EXPIRED),
-        "unsigned": ("MissingAuthenticationTokenException", 400, "Missing Authentication Token"),
-    },
-    "rest-json": {
-        "unknown": ("UnrecognizedClientException", 403, _TOKEN_INVALID),
-        "signature": ("InvalidSignatureException", 403, _MISMATCH),
-        "expired": ("ExpiredTokenException", 403, _TOKEN_EXPIRED),
-        "unsigned": ("MissingAuthenticationTokenException", 403, "Missing Authentication Token"),
+    **{
+        protocol: {
+            "unknown": ("UnrecognizedClientException", status, _TOKEN_INVALID),
+            "signature": ("InvalidSignatureException", status, _MISMATCH),
+            "expired": ("ExpiredTokenException", status, _TOKEN_EXPIRED),
+            "unsigned": ("MissingAuthenticationTokenException", status, "Missing Authentication Token"),
+        }
+        for protocol, status in (("json", 400), ("rest-json", 403))
     },
     "rest-xml": {
         "unknown": ("InvalidAccessKeyId", 403, _KEY_UNKNOWN),
