@@ -370,10 +370,8 @@ _register_list(ROLE, _role_view)
 def update_role(context: Context, params: Params) -> dict[str, Any]:
     """Change the description and the maximum session duration."""
     role = ROLE.find(context, params["RoleName"])
-    if "MaxSessionDuration" in params:
-        role.max_session_seconds = params["MaxSessionDuration"]
-    if "Description" in params:
-        role.description = params["Description"]
+    role.max_session_seconds = params.get("MaxSessionDuration", role.max_session_seconds)
+    role.description = params.get("Description", role.description)
     return {}
 
 

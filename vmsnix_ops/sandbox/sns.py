@@ -493,9 +493,8 @@ def subscribe(context: Context, params: Params) -> dict[str, Any]:
     topic = find_topic(context, params["TopicArn"])
     protocol, endpoint = params["Protocol"], params.get("Endpoint", "")
     _check_endpoint(topic, protocol, endpoint)
-    attributes = params.get("Attributes") or {}
     raw = None
-    for name, value in attributes.items():
+    for name, value in (params.get("Attributes") or {}).items():
         raw = _read_raw_delivery(name, value, protocol)
     for known in _subscriptions(context, topic.arn):
         if (known.protocol, known.endpoint) == (protocol, endpoint):

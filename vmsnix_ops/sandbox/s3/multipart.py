@@ -362,13 +362,8 @@ def _choose_parts(upload: MultipartUpload, params: Params) -> list[Part]:
     chosen = [_choose_part(upload, entry) for entry in listed]
     for part in chosen[:-1]:
         if part.size < MIN_PART_BYTES:
-            raise s3_error(
-                "EntityTooSmall",
-                ProposedSize=part.size,
-                MinSizeAllowed=MIN_PART_BYTES,
-                PartNumber=part.number,
-                ETag=part.md5,
-            )
+            sizes = {"ProposedSize": part.size, "MinSizeAllowed": MIN_PART_BYTES}
+            raise s3_error("EntityTooSmall", **sizes, PartNumber=part.number, ETag=part.md5)
     return chosen
 
 
