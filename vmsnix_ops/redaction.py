@@ -8,7 +8,6 @@ and as it is displayed: without colours and markup, with decoded escapes.
 from __future__ import annotations
 
 import base64
-import binascii
 import bz2
 import html
 import io
@@ -28,7 +27,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from itertools import chain
+from itertools import accumulate, chain, takewhile
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
@@ -172,6 +171,9 @@ _ENCODED = re.compile(r"[A-Za-z0-9+/_-]{20,}(?:[ \t]*\r?\n[ \t>|]*[A-Za-z0-9+/_-
 _WRAPPED = re.compile(  # a line end with the indentation of the next line, also in a box
     r"(?<![ \t])[ \t]*(?:[|\u2502\u2503][ \t]*)?\r?\n[ \t>]*(?:[|\u2502\u2503][ \t]*)?"
 )
+_BINARY_TYPE = re.compile(  # keys of a MIME bundle whose value is base64
+    r"(?s)(?:image|audio|video|font)/(?!svg).*|application/(?:pdf|octet-stream)"
+)
 _HEXADECIMAL = re.compile(r"[0-9a-f]+")
 _DOTS = ("...", "\u2026")
 _PRINTABLE = re.compile(rb"[\x08-\x0d\x1b\x20-\x7e]{8,}")
@@ -275,13 +277,6 @@ def _is_harmless(value: str) -> bool:
 def _exists(path: str) -> bool:
     try:
         return os.path.lexists(os.path.expanduser(path))  # noqa: PTH111 - the text may not be a path
-    except (OSError, ValueError):
-        return False
-
-
-def _is_folder(path: str) -> bool:
-    try:
-        return Path(path).is_dir()
     except (OSError, ValueError):
         return False
 
@@ -481,7 +476,7 @@ class Redactor:
             number = 2
             while wanted in clean and wanted != key:
                 wanted, number = f"{self.text(str(key))} {number}", number + 1
-            if isinstance(key, str) and _is_binary_type(key):
+            if isinstance(key, str) and _BINARY_TYPE.fullmatch(key):
                 payload = "".join(map(str, item)) if isinstance(item, list) else item
                 content = _from_base64(payload) if isinstance(payload, str) else None
                 if content and (label := self.binary(content)):
@@ -604,25 +599,22 @@ class Redactor:
                         yield start, start + len(form.text), form.label
             return
         for form in forms:
-            start = text.find(form.text)
-            while start >= 0:
+            for start in _places(text, form.text, len(form.text)):
                 if _is_secret_at(text, start, form):
                     yield start, start + len(form.text), form.label
-                start = text.find(form.text, start + len(form.text))
 
 
-def _places(text: str, part: str) -> Iterator[int]:
-    """Yield the positions of a part in a text, also overlapping ones."""
+def _places(text: str, part: str, step: int = 1) -> Iterator[int]:
+    """Yield the positions of a part in a text, each at least `step` after the last one."""
     place = text.find(part)
     while place >= 0:
         yield place
-        place = text.find(part, place + 1)
+        place = text.find(part, place + step)
 
 
 def _common_length(one: str, other: str) -> int:
     """Return the length of the longest common prefix of two texts."""
-    pairs = zip(one, other, strict=False)
-    return next((number for number, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 class LineRedactor:
@@ -707,27 +699,18 @@ def _views(text: str) -> Iterator[_View]:
 
 def _view(text: str, pattern: re.Pattern[str], above: _View | None) -> _View | None:
     """Return the text with the visible form of each match of a pattern; ``None`` without a match."""
-    parts: list[str] = []
-    starts: list[int] = []
-    places: list[tuple[int, int, bool]] = []
-    size = done = 0
+    found: list[tuple[str, tuple[int, int, bool]]] = []
+    done = 0
     for match in pattern.finditer(text):
         begin, end = match.span()
-        shown = _shown(match[0])
-        for part, place in ((text[done:begin], (done, begin, True)), (shown, (begin, end, False))):
-            if part:
-                parts.append(part)
-                starts.append(size)
-                places.append(place)
-                size += len(part)
+        found += ((text[done:begin], (done, begin, True)), (_shown(match[0]), (begin, end, False)))
         done = end
     if not done:
         return None
-    if done < len(text):
-        parts.append(text[done:])
-        starts.append(size)
-        places.append((done, len(text), True))
-    return _View("".join(parts), starts, places, above) if parts else None
+    found.append((text[done:], (done, len(text), True)))
+    parts, places = [part for part, _ in found if part], [place for part, place in found if part]
+    starts = [0, *accumulate(map(len, parts))]
+    return _View("".join(parts), starts[:-1], places, above) if parts else None
 
 
 def _shown(hidden: str) -> str:
@@ -778,7 +761,7 @@ def _is_secret_at(text: str, start: int, form: _KnownForm) -> bool:
     slash = token.find("/")
     place = token[slash:] if slash >= 0 else ""
     within = place.find(form.text)
-    return not (place and within > 0 and _is_folder(place[: within + len(form.text)]))
+    return not (within > 0 and os.path.isdir(place[: within + len(form.text)]))  # noqa: PTH112 - never raises
 
 
 def _around(text: str, start: int, end: int, kind: re.Pattern[str]) -> str:
@@ -792,12 +775,10 @@ def _around(text: str, start: int, end: int, kind: re.Pattern[str]) -> str:
 def _merged(spans: list[Span]) -> list[Span]:
     merged: list[Span] = []
     for start, end, label in sorted(spans, key=lambda span: (span[0], -span[1])):
-        if end <= start:
-            continue
         if merged and start < merged[-1][1]:
-            if end > merged[-1][1]:
-                merged[-1] = (merged[-1][0], end, merged[-1][2])
-        else:
+            first, last, kept = merged[-1]
+            merged[-1] = (first, max(last, end), kept)
+        elif start < end:
             merged.append((start, end, label))
     return merged
 
@@ -843,21 +824,8 @@ def _from_base64(payload: str) -> bytes | None:
     try:
         text = "".join(payload.split()).replace("-", "+").replace("_", "/")
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
-    except (binascii.Error, ValueError):
+    except ValueError:
         return None
-
-
-def _is_binary_type(key: str) -> bool:
-    """Return whether the value of a key in a MIME bundle is base64: a picture, a sound, a document."""
-    kind, slash, name = key.partition("/")
-    return (
-        bool(slash)
-        and (
-            kind in ("image", "audio", "video", "font")
-            or key in ("application/pdf", "application/octet-stream")
-        )
-        and not name.startswith("svg")
-    )
 
 
 def _unpacked(content: bytes, depth: int = 0, budget: list[int] | None = None) -> Iterator[bytes]:
@@ -913,16 +881,12 @@ def _streams(content: bytes, make: Callable[[], Any]) -> Iterator[bytes]:
     """Yield the content of consecutive compressed streams; the pieces of a large one overlap."""
     rest = content
     while rest:
-        stream, end = make(), b""
-        while rest and not stream.eof:
+        stream, part, end = make(), b"", b""
+        while not stream.eof and (rest or len(part) == _UNPACKED_BYTES):
             part = stream.decompress(rest, _UNPACKED_BYTES)
             rest = getattr(stream, "unconsumed_tail", b"")  # only zlib returns unread input
             yield end + part
             end = part[-_OVERLAP:]
-            while not rest and not stream.eof and len(part) == _UNPACKED_BYTES:
-                part = stream.decompress(b"", _UNPACKED_BYTES)
-                yield end + part
-                end = part[-_OVERLAP:]
         if not stream.eof:
             return
         rest = stream.unused_data
