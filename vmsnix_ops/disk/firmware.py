@@ -30,7 +30,9 @@ BASIC_DATA = uuid.UUID("ebd0a0a2-b9e5-4433-87c0-68b6b72699c7")
 BIOS_BOOT = uuid.UUID("21686148-6449-6e6f-744e-656564454649")
 LEGACY_BOOTABLE = 1 << 2  # attribute of a GPT partition
 FAT_TYPES = frozenset({0x01, 0x04, 0x06, 0x0B, 0x0C, 0x0E, 0xEF})  # of an MBR partition
-EFI_TYPE, PROTECTIVE = 0xEF, 0xEE
+EFI_TYPE = 0xEF
+PROTECTIVE = 0xEE  # an MBR partition for a whole GPT; its size is often wrong on purpose
+MBR_ENTRIES, MBR_ENTRY = (446, 462, 478, 494), struct.Struct("<B3xB3xII")
 BOOT_LOADERS = (b"GRUB", b"LILO", b"LIMINE", b"Limine", b"SYSLINUX", b"ISOLINUX", b"EXTLINUX")
 MOST_ENTRIES, MOST_CLUSTERS, MOST_ROOT_BYTES = 1024, 512, 1 << 20
 MOST_FILES, DEEPEST = 4096, 8  # of an EFI system partition
@@ -116,7 +118,7 @@ def read_partitions(image: DiskImage) -> tuple[str, list[Partition]]:
     first = _first_sector(image)
     if image.read(SECTOR, 8) == _SIGNATURE:
         return "gpt", list(read_gpt(image))
-    if first[510:512] == b"\x55\xaa" and any(first[at + 4] for at in (446, 462, 478, 494)):
+    if first[510:512] == b"\x55\xaa" and any(first[at + 4] for at in MBR_ENTRIES):
         return "mbr", list(_mbr(image, first))
     return "none", []
 
@@ -149,8 +151,8 @@ def _has_boot_code(first: bytes, partitions: list[Partition]) -> bool:
 
 
 def _mbr(image: DiskImage, first: bytes) -> Iterator[Partition]:
-    for at in (446, 462, 478, 494):
-        status, kind, start, count = struct.unpack_from("<B3xB3xII", first, at)
+    for at in MBR_ENTRIES:
+        status, kind, start, count = MBR_ENTRY.unpack_from(first, at)
         if kind and count and kind != PROTECTIVE and start * SECTOR < image.size:
             efi = kind == EFI_TYPE
             active = status == 0x80 and not efi
@@ -208,17 +210,17 @@ def efi_files(image: DiskImage) -> dict[str, EfiFile]:
 def _loaders(image: DiskImage, start: int, size: int) -> Iterator[str]:
     """Yield the systems for which the FAT file system at `start` has a boot loader."""
     volume = _Fat.open(image, start, size)
-    folder = volume.root() if volume is not None else b""
+    if volume is None:
+        return
+    folder = volume.root()
     for name in ("EFI", "BOOT"):
-        if volume is None:
-            return
         found = _entry(folder, name)
         if found is None or not found.is_folder:
             return
         folder = volume.chain(found.cluster)
     for name, system in LOADERS.items():
         found = _entry(folder, name)
-        if volume is not None and found is not None and not found.is_folder and found.size:
+        if found is not None and not found.is_folder and found.size:
             machine = _machine(volume.cluster(found.cluster))
             if machine in ("", system):
                 yield system
@@ -262,8 +264,7 @@ def _entries(folder: bytes) -> Iterator[tuple[tuple[str, str], _FatEntry]]:
             continue
         base, extension = (text.decode("latin-1").rstrip() for text in (entry[:8], entry[8:11]))
         short = f"{base}.{extension}" if extension else base
-        volume_label = entry[11] & 0x08
-        if not volume_label:
+        if not entry[11] & 0x08:  # no volume label
             high, low, size = struct.unpack("<H4xHI", entry[20:32])
             yield (long.upper(), short.upper()), _FatEntry(bool(entry[11] & 0x10), high << 16 | low, size)
         long = ""
@@ -356,7 +357,7 @@ class _Fat:
 
     def _next(self, cluster: int) -> int:
         at = cluster * self.bits // 8
-        if at + 4 > self.fat_bytes + 2:
+        if at + 2 > self.fat_bytes:
             return 0
         value = int.from_bytes(self.image.read(self.fat + at, 4)[: 4 if self.bits == 32 else 2], "little")
         if self.bits == 12:

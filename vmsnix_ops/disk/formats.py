@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import struct
 from typing import TYPE_CHECKING
 
 from vmsnix_ops.disk import signatures, vhd
+from vmsnix_ops.disk.firmware import MBR_ENTRIES, MBR_ENTRY, PROTECTIVE
 from vmsnix_ops.disk.image import SECTOR, DiskImage, check_disk_size, damaged
 from vmsnix_ops.disk.source import BinaryReader, ByteSource, open_source
 from vmsnix_ops.errors import ImageFormatError
@@ -23,10 +23,6 @@ HEAD = 4096
 # sectors, and its partitions end within the file. The last check finds incomplete copies, also of a fixed
 # VHD, which has its footer at the end.
 
-_PARTITION = struct.Struct("<B3xB3xII")
-PROTECTIVE = 0xEE
-"""Type of an MBR entry for a whole GPT; its size is often wrong on purpose."""
-
 
 class RawImage(DiskImage):
     """A file with the bytes of a disk. Holes of the file are not read."""
@@ -39,7 +35,7 @@ def has_partition_table(head: bytes) -> bool:
     return (
         len(head) >= SECTOR
         and head[510:512] == b"\x55\xaa"
-        and all(head[at] in (0x00, 0x80) for at in (446, 462, 478, 494))
+        and all(head[at] in (0x00, 0x80) for at in MBR_ENTRIES)
     )
 
 
@@ -62,13 +58,12 @@ def open_raw(source: ByteSource, head: bytes) -> RawImage:
 
 def _check_partitions(source: ByteSource, head: bytes) -> None:
     fix = "The file is probably incomplete: copy it again, or build the image again."
-    for number in range(4):
-        at = 446 + 16 * number
-        _status, kind, first, count = _PARTITION.unpack_from(head, at)
+    for number, at in enumerate(MBR_ENTRIES, 1):
+        _status, kind, first, count = MBR_ENTRY.unpack_from(head, at)
         end = (first + count) * SECTOR
         if kind not in (0, PROTECTIVE) and end > source.size:
-            why = f"Partition {number + 1} ends at byte {end}, but the file ends at byte {source.size}."
-            raise damaged(source.name, "raw", f"partition {number + 1} size", at + 12, why, fix=fix)
+            why = f"Partition {number} ends at byte {end}, but the file ends at byte {source.size}."
+            raise damaged(source.name, "raw", f"partition {number} size", at + 12, why, fix=fix)
     if head[SECTOR : SECTOR + 8] == b"EFI PART" and len(head) >= SECTOR + 40:
         backup = int.from_bytes(head[SECTOR + 32 : SECTOR + 40], "little")
         if (backup + 1) * SECTOR > source.size:

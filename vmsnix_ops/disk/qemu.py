@@ -309,8 +309,7 @@ def _disk_size(source: ByteSource, file: Path, kind: str) -> int:
     text = "".join(lines(["info", "--output=json", *options], name=source.name, kind=kind))
     size = json.loads(text)["virtual-size"]
     if not isinstance(size, int) or size <= 0 or size % SECTOR:
-        why = f"It is {size} bytes, not a multiple of {SECTOR}."
-        raise damaged(source.name, kind, "virtual size", None, why)
+        raise damaged(source.name, kind, "virtual size", None, _not_whole_sectors(size))
     check_disk_size(source.name, size)
     # 3: leaked clusters, which only waste space; 63: a format without a check.
     for _line in lines(["check", "-q", *options], name=source.name, kind=kind, accepted=(0, 3, 63)):

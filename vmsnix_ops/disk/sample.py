@@ -12,7 +12,7 @@ import os
 import struct
 from typing import TYPE_CHECKING, Literal
 
-from vmsnix_ops.disk.image import SECTOR, Block
+from vmsnix_ops.disk.image import MIB, SECTOR, Block
 from vmsnix_ops.disk.vhd import DEFAULT_BLOCK, geometry_size, write_vhd
 
 if TYPE_CHECKING:
@@ -63,7 +63,6 @@ def boot_sector(message: str, *, partition_start: int, partition_sectors: int) -
     return (program + signature)[:446] + entry + bytes(48) + b"\x55\xaa"
 
 
-MIB = 1024 * 1024
 MESSAGE = "vmsnix sample image: ok"
 PARTITION_START = MIB // SECTOR
 EXTENSIONS = {"vhd": "vhd", "vhd-fixed": "vhd", "raw": "img"}

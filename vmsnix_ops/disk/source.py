@@ -44,7 +44,7 @@ class ByteSource:
     opening: tuple[tuple[int, bytes], ...] = ()
     _recording: bool = False
 
-    def _read_some(self, offset: int, length: int) -> bytes:
+    def _read_some(self, offset: int, length: int) -> bytes | memoryview:
         """Return between 1 and `length` bytes at `offset`; none at the end of the file."""
         raise NotImplementedError
 
@@ -72,23 +72,14 @@ class ByteSource:
 
     def read(self, offset: int, length: int) -> bytes:
         """Return exactly `length` bytes at `offset`; an ImageFormatError if the file ends before."""
-        data = self._read_whole(offset, length)
+        data = bytes(self._read_some(offset, length))
+        if len(data) < length:
+            whole = bytearray(data.ljust(length, b"\0"))
+            self.read_into(offset + len(data), memoryview(whole)[len(data) :])
+            data = bytes(whole)
         if self._recording:
             self.opening += ((offset, data),)
         return data
-
-    def _read_whole(self, offset: int, length: int) -> bytes:
-        data = self._read_some(offset, length)
-        if len(data) == length:
-            return data
-        pieces = [data]
-        missing = length - len(data)
-        while missing and pieces[-1]:
-            pieces.append(self._read_some(offset + length - missing, missing))
-            missing -= len(pieces[-1])
-        if missing:
-            raise self._ends(offset + length - missing, missing)
-        return b"".join(pieces)
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill the whole `buffer` with the bytes at `offset`; errors as for `read`."""
@@ -96,17 +87,14 @@ class ByteSource:
         while done < len(buffer):
             count = self._read_some_into(offset + done, buffer[done:])
             if not count:
-                raise self._ends(offset + done, len(buffer) - done)
+                raise ImageFormatError(
+                    f"{self.name} ends at byte {offset + done}, but {len(buffer) - done} more were expected.",
+                    why="The file is incomplete, or became shorter while it was open.",
+                    fix="Build or copy the image again, and do not change the file while it is in use.",
+                    offset=offset + done,
+                    field="end of file",
+                )
             done += count
-
-    def _ends(self, at: int, missing: int) -> ImageFormatError:
-        return ImageFormatError(
-            f"{self.name} ends at byte {at}, but {missing} more were expected.",
-            why="The file is incomplete, or became shorter while it was open.",
-            fix="Build or copy the image again, and do not change the file while it is in use.",
-            offset=at,
-            field="end of file",
-        )
 
 
 class PathSource(ByteSource):

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Self
 from vmsnix_ops.disk.digests import SUM, Digests, Run
 from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.disk.identity import identity_of
-from vmsnix_ops.disk.image import BLOCK_BYTES, ZEROS
+from vmsnix_ops.disk.image import BLOCK_BYTES, MIB, ZEROS
 from vmsnix_ops.disk.source import ByteSource, PathSource, stamp_of
 from vmsnix_ops.errors import ImageChangedError, ImageError
 
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from vmsnix_ops.disk.image import DiskImage
     from vmsnix_ops.disk.source import Stamp
 
-MIB = 2**20
 SHARE = 64  # blocks that a thread hashes at a time: 32 MiB
 MOST_THREADS = 8
 PART_BYTES = 8 * MIB
@@ -191,15 +190,9 @@ class IdentifiedSource(ByteSource):
             at = min(file.size, expected.file_bytes)
             raise changed(self.name, at, max(file.size, expected.file_bytes) - at)
 
-    def _read_some(self, offset: int, length: int) -> bytes:
+    def _read_some(self, offset: int, length: int) -> bytes | memoryview:
         number, at = divmod(offset, self._length)
-        return self._range(number)[at : at + length] if offset < self.size else b""
-
-    def _read_some_into(self, offset: int, buffer: memoryview) -> int:
-        number, at = divmod(offset, self._length)
-        data = memoryview(self._range(number))[at : at + len(buffer)] if offset < self.size else b""
-        buffer[: len(data)] = data
-        return len(data)
+        return memoryview(self._range(number))[at : at + length] if offset < self.size else b""
 
     def _range(self, number: int) -> bytes:
         with self._lock:
@@ -221,15 +214,9 @@ class _Pieces(ByteSource):
     def __init__(self, source: ByteSource, buffers: dict[int, memoryview]) -> None:
         self.path, self.name, self.size, self._buffers = None, source.name, source.size, buffers
 
-    def _read_some(self, offset: int, length: int) -> bytes:
+    def _read_some(self, offset: int, length: int) -> memoryview:
         number, at = divmod(offset, PIECE)
-        return bytes(self._buffers[number][at : at + length])
-
-    def _read_some_into(self, offset: int, buffer: memoryview) -> int:
-        number, at = divmod(offset, PIECE)
-        data = self._buffers[number][at : at + len(buffer)]
-        buffer[: len(data)] = data
-        return len(data)
+        return self._buffers[number][at : at + length]
 
 
 class _RangeDigest:

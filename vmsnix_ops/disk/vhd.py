@@ -7,10 +7,10 @@ import re
 import struct
 import sys
 from array import array
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Literal
 
-from vmsnix_ops.disk.image import SECTOR, Block, DiskImage, Extent, damaged
+from vmsnix_ops.disk.image import FIX, SECTOR, Block, DiskImage, Extent, damaged
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -77,13 +77,7 @@ class Footer:
 
     def pack(self) -> bytes:
         """Return the 512 bytes, with a new checksum."""
-        fields = (
-            FOOTER_COOKIE, self.features, self.version, self.data_offset, self.timestamp,
-            self.creator_application, self.creator_version, self.creator_host, self.original_size,
-            self.current_size, self.cylinders, self.heads, self.sectors, self.disk_type, 0, self.identifier,
-            self.saved_state,
-        )  # fmt: skip
-        return with_checksum(_FOOTER.pack(*fields).ljust(FOOTER_BYTES, b"\0"))
+        return with_checksum(_FOOTER.pack(FOOTER_COOKIE, *astuple(self)).ljust(FOOTER_BYTES, b"\0"))
 
 
 FOOTER_OFFSETS = {
@@ -110,11 +104,7 @@ class DynamicHeader:
 
     def pack(self) -> bytes:
         """Return the 1024 bytes, with a new checksum."""
-        fields = (
-            HEADER_COOKIE, self.data_offset, self.table_offset, self.version, self.max_table_entries,
-            self.block_size, 0,
-        )  # fmt: skip
-        return with_checksum(_HEADER.pack(*fields).ljust(HEADER_BYTES, b"\0"))
+        return with_checksum(_HEADER.pack(HEADER_COOKIE, *astuple(self)).ljust(HEADER_BYTES, b"\0"))
 
 
 HEADER_OFFSETS = {
@@ -273,8 +263,8 @@ def open_vhd(source: ByteSource, head: bytes) -> DiskImage:
 
 def _check_footer(source: ByteSource, data: bytes, at: int, what: str) -> Footer:
 
-    def wrong(field: str, why: str) -> ImageFormatError:
-        return damaged(source.name, "VHD", f"{what} {field}", at + FOOTER_OFFSETS[field], why)
+    def wrong(field: str, why: str, fix: str = FIX) -> ImageFormatError:
+        return damaged(source.name, "VHD", f"{what} {field}", at + FOOTER_OFFSETS[field], why, fix=fix)
 
     if not data.startswith(FOOTER_COOKIE):
         raise wrong("cookie", "The file ends with a VHD footer, but the copy at its start is missing.")
@@ -285,11 +275,11 @@ def _check_footer(source: ByteSource, data: bytes, at: int, what: str) -> Footer
     if footer.version >> 16 != VERSION >> 16:
         raise wrong("version", f"It is {footer.version:#010x}; only version 1 of the format exists.")
     if footer.disk_type == DIFFERENCING:
-        raise damaged(
-            source.name, "VHD", f"{what} disk_type", at + FOOTER_OFFSETS["disk_type"],
+        raise wrong(
+            "disk_type",
             "It is a differencing disk: it contains only the differences from a parent in another file.",
-            fix="Merge it with its parent first (in Hyper-V: Merge-VHD), or build the image whole.",
-        )  # fmt: skip
+            "Merge it with its parent first (in Hyper-V: Merge-VHD), or build the image whole.",
+        )
     if footer.disk_type not in KINDS:
         raise wrong("disk_type", f"It is {footer.disk_type}, but must be 2 (fixed) or 3 (dynamic).")
     if footer.current_size == 0 or footer.current_size % SECTOR:
