@@ -58,13 +58,9 @@ def _url_of_profile(given: Mapping[str, str], ignored: str) -> str:
     if not ignored and values.get("ignore_configured_endpoint_urls", "").lower() == "true":
         return ""
     services = sections.get(f"services {values.get('services', '')}", {})
-    nested = dict(_pair(line) for line in services.get("ec2", "").splitlines())
+    pairs = (line.partition("=") for line in services.get("ec2", "").splitlines())
+    nested = {name.strip(): value.strip() for name, _, value in pairs}
     return nested.get("endpoint_url") or values.get("endpoint_url") or ""
-
-
-def _pair(line: str) -> tuple[str, str]:
-    name, _, value = line.partition("=")
-    return name.strip(), value.strip()
 
 
 def _sections(path: str) -> Mapping[str, dict[str, str]]:
