@@ -133,14 +133,11 @@ def _remember_after(kind: Any, name: str) -> None:
     def method(self: Any, *given: Any, **more: Any) -> Any:
         answer = original(self, *given, **more)
         values = vars(self)  # not the properties: reading one may refresh the credentials
-        remember(*(_text(values.get(key)) for key in ("secret_key", "token", "_secret_key", "_token")))
+        found = [values.get(key) for key in ("secret_key", "token", "_secret_key", "_token")]
+        remember(*(value for value in found if isinstance(value, str)))
         return answer
 
     setattr(kind, name, method)
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
 
 
 def _hook_answers(module: ModuleType) -> None:
@@ -161,7 +158,6 @@ def _hook_answers(module: ModuleType) -> None:
 
 
 def _secure_strings(answer: Any) -> Iterator[str]:
-    parameters = [answer.get("Parameter"), *answer.get("Parameters", ())]
-    for parameter in parameters:
+    for parameter in (answer.get("Parameter"), *answer.get("Parameters", ())):
         if isinstance(parameter, dict) and parameter.get("Type") == "SecureString":
             yield str(parameter.get("Value", ""))
