@@ -66,11 +66,7 @@ def lines(value: object, *, indent: str = "") -> str:
 
     A carriage return also ends a line. The second and each later line begins with `indent`.
     """
-    text = str(value)
-    if _is_visible(text):
-        return _no_command(text)
-    parts = re.split(r"\r\n|\r|\n", text)
-    return f"\n{indent}".join(_no_command("".join(map(_visible_in_lines, part))) for part in parts)
+    return f"\n{indent}".join(map(_no_command, visible(str(value)).split("\n")))
 
 
 def plain(text: str) -> str:
