@@ -7,7 +7,8 @@ A publish writes the digest of an image to the table ``amis`` and its packages t
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import cmp_to_key
+from typing import TYPE_CHECKING, NamedTuple
 
 from vmsnix_ops import errors
 from vmsnix_ops.arguments import check_arguments
@@ -95,26 +96,21 @@ def _packages(name: str, amis: pd.DataFrame, tables: Tables) -> pd.DataFrame:
 def _compare(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
-    both = pd.merge(
-        _by_name(before),
-        _by_name(after),
-        left_index=True,
-        right_index=True,
-        how="outer",
-        suffixes=("_before", "_after"),
-    )
+    old, new = _by_name(before), _by_name(after)
+    none = _Package((), frozenset(), 0)
+    pairs = [(name, old.get(name, none), new.get(name, none)) for name in {**old, **new}]
     rows = [
         {
             "change": change,
             "name": name,
-            "before": _listed(row["versions_before"]),
-            "after": _listed(row["versions_after"]),
-            "bytes_before": _bytes(row["bytes_before"]),
-            "bytes_after": _bytes(row["bytes_after"]),
-            "bytes": _bytes(row["bytes_after"]) - _bytes(row["bytes_before"]),
+            "before": ", ".join(one.versions),
+            "after": ", ".join(other.versions),
+            "bytes_before": one.bytes,
+            "bytes_after": other.bytes,
+            "bytes": other.bytes - one.bytes,
         }
-        for name, row in both.iterrows()
-        if (change := _change(row))
+        for name, one, other in pairs
+        if (change := _change(one, other))
     ]
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     place = frame["change"].map({word: number for number, word in enumerate(ORDER)})
@@ -123,40 +119,33 @@ def _compare(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     return order.drop(columns=["place", "weight"]).reset_index(drop=True)
 
 
-def _by_name(packages: pd.DataFrame) -> pd.DataFrame:
-    """Return versions (oldest first), store paths and bytes of each package."""
-    from functools import cmp_to_key
-
-    def versions(some: pd.Series[str]) -> tuple[str, ...]:
-        return tuple(sorted({one for one in some.dropna() if one}, key=cmp_to_key(compare)))
-
-    return packages.groupby("name").agg(
-        versions=("version", versions), paths=("store_path", frozenset), bytes=("bytes", "sum")
-    )
+class _Package(NamedTuple):
+    versions: tuple[str, ...]  # oldest first
+    paths: frozenset[str]
+    bytes: int
 
 
-def _change(row: pd.Series[str]) -> str:
+def _by_name(packages: pd.DataFrame) -> dict[str, _Package]:
+    return {
+        str(name): _Package(
+            tuple(sorted({*some["version"].dropna()} - {""}, key=cmp_to_key(compare))),
+            frozenset(some["store_path"]),
+            int(some["bytes"].sum()),
+        )
+        for name, some in packages.groupby("name")
+    }
+
+
+def _change(before: _Package, after: _Package) -> str:
     """Return how a package changed; empty if its store paths are the same."""
-    before, after = row["paths_before"], row["paths_after"]
-    if not isinstance(before, frozenset):
+    if not before.paths:
         return "added"
-    if not isinstance(after, frozenset):
+    if not after.paths:
         return "removed"
-    if before == after:
+    if before.paths == after.paths:
         return ""
-    old, new = row["versions_before"], row["versions_after"]
-    if old == new:
+    if before.versions == after.versions:
         return "rebuilt"
     # An AMI may contain several versions of a package: compare the newest ones.
-    newest, earlier = (versions[-1] if versions else "" for versions in (new, old))
+    newest, earlier = (one.versions[-1] if one.versions else "" for one in (after, before))
     return "downgraded" if compare(newest, earlier) < 0 else "upgraded"
-
-
-def _listed(versions: object) -> str:
-    return ", ".join(versions) if isinstance(versions, tuple) else ""
-
-
-def _bytes(value: Any) -> int:
-    import pandas as pd
-
-    return 0 if pd.isna(value) else int(value)
