@@ -128,7 +128,7 @@ class Owner:
 def policy_rules(options: dict[str, Any]) -> RetirementRules:
     """Return the retirement rules with the numbers in some options, which are removed from there."""
     names = {one.name for one in fields(RetirementPolicy)} & options.keys()
-    return RetirementRules.of(load().retirement, {name: options.pop(name) for name in names})
+    return RetirementRules.of(load().retirement, **{name: options.pop(name) for name in names})
 
 
 def listed(tags: dict[str, str]) -> list[dict[str, str]]:

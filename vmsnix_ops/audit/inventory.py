@@ -265,7 +265,7 @@ def scan(
     """
     settings, session = load(), session or default_session()
     home = settings.region or session.region_name or "us-east-1"
-    rules = rules or RetirementRules.of(settings.retirement, {})
+    rules = rules or RetirementRules.of(settings.retirement)
     limit = _check_limit(settings, one_by_one, deadline_minutes)
     wanted = aws_regions.requested_regions(session, regions, home=settings.region)
     run, now = current_run("audit-inventory", make_folder=False), datetime.now(UTC)

@@ -145,14 +145,12 @@ def check(
     _severities_from(fail_on)
     rules = RetirementRules.of(
         load().retirement,
-        {
-            "keep_last": keep_last,
-            "min_age_days": min_age_days,
-            "launched_days": launched_days,
-            "retention_days": retention_days,
-            "orphan_days": orphan_days,
-            "max_count": max_count,
-        },
+        keep_last=keep_last,
+        min_age_days=min_age_days,
+        launched_days=launched_days,
+        retention_days=retention_days,
+        orphan_days=orphan_days,
+        max_count=max_count,
     )
     inventory = inventories.scan(
         rules,

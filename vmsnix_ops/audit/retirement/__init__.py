@@ -107,14 +107,12 @@ def plan(
         raise errors.ParameterError(f"Invalid action {action!r}.", fix="Use retire or restore.")
     rules = RetirementRules.of(
         settings.retirement,
-        {
-            "keep_last": keep_last,
-            "min_age_days": min_age_days,
-            "launched_days": launched_days,
-            "retention_days": retention_days,
-            "orphan_days": orphan_days,
-            "max_count": max_count,
-        },
+        keep_last=keep_last,
+        min_age_days=min_age_days,
+        launched_days=launched_days,
+        retention_days=retention_days,
+        orphan_days=orphan_days,
+        max_count=max_count,
         allow_shared=allow_shared,
         orphans=orphans,
         images=tuple(images),

@@ -146,28 +146,13 @@ class RetirementPlan(FingerprintedPlan):
                 "what was done only in part.",
             ) from stopped
 
-    def decide_again(self) -> tuple[dict[str, Decision], dict[str, errors.VmsnixError]]:
-        """Decide again about what is planned; return it by ID, and the regions that cannot be read.
-
-        This reads all regions, because usage in one region may keep a copy in another.
-        """
-        only = frozenset(one.resource_id for one in self.planned)
-        decisions, unread = read_and_decide(self.contexts, self.action, self.rules, self.now, only=only)
-        return {one.resource_id: one for one in decisions}, unread
-
     def _check_confirmed(self) -> None:
         count, confirm = len(self.planned), self.confirm.strip()
         if self.expect_plan or confirm in (self.account, str(count)):
             return
         if FINGERPRINT.fullmatch(confirm):
-            check_plan(
-                self.content(),
-                confirm,
-                open_tables(load()),
-                is_done=self.is_done,
-                reason=self._reason,
-                option="--confirm",
-            )
+            facts, tables = self.content(), open_tables(load())
+            check_plan(facts, confirm, tables, is_done=self.is_done, reason=self._reason, option="--confirm")
             return
         words = [DONE_WORDS[action] for action in dict.fromkeys(one.action for one in self.planned)]
         raise errors.ParameterError(
@@ -575,8 +560,13 @@ def _apply(plan: RetirementPlan) -> tuple[tuple[ResourceOutcome, ...], errors.Un
 
 
 def _check_current(plan: RetirementPlan) -> Mapping[str, errors.VmsnixError]:
-    """Refuse a plan that is out of date, and return the regions that can no longer be read."""
-    now, unread = plan.decide_again()
+    """Refuse a plan that is out of date, and return the regions that can no longer be read.
+
+    All regions are read, because usage in one region may keep a copy in another.
+    """
+    only = frozenset(one.resource_id for one in plan.planned)
+    decisions, unread = read_and_decide(plan.contexts, plan.action, plan.rules, plan.now, only=only)
+    now = {one.resource_id: one for one in decisions}
     changed = []
     for one in plan.planned:
         changes = () if one.region in unread else one.changes(now.get(one.resource_id))

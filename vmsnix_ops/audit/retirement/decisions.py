@@ -50,12 +50,9 @@ class RetirementRules(RetirementPolicy):
     amis: tuple[str, ...] = ()
 
     @classmethod
-    def of(
-        cls, policy: RetirementPolicy, numbers: Mapping[str, float | None], **scope: Any
-    ) -> RetirementRules:
-        """Return rules with the given numbers; those that are ``None`` come from a policy."""
-        given = {name: value for name, value in numbers.items() if value is not None}
-        return cls(**{**asdict(policy), **given}, **scope)
+    def of(cls, policy: RetirementPolicy, **given: Any) -> RetirementRules:
+        """Return rules with the given values; numbers that are ``None`` come from a policy."""
+        return cls(**asdict(policy) | {name: value for name, value in given.items() if value is not None})
 
     def __str__(self) -> str:
         return ", ".join(f"{one.name} {getattr(self, one.name):g}" for one in fields(RetirementPolicy))
@@ -371,13 +368,14 @@ class _RegionDecider:
         self.state, self.rules, self.now = state, rules, now
         self.newer = _count_newer(state.amis)
         self.channel_reasons = _channel_reasons(state.channels, rules.keep_last)
-        self.orphans = state.orphans() if rules.orphans and not rules.amis else ()
+        orphans = state.orphans() if rules.orphans and not rules.amis else ()
+        self.resources: tuple[Ami | Snapshot, ...] = (*state.amis, *orphans)
         self.copies = _Copies({}, {})
 
     def decisions(
         self, chosen: frozenset[tuple[str, str]], limit: int, include_kept: Callable[[Ami | Snapshot], bool]
     ) -> Iterator[Decision]:
-        for one in self._resources():
+        for one in self.resources:
             is_chosen = (self.state.region, _id_of(one)) in chosen
             if not is_chosen and not include_kept(one):
                 continue
@@ -387,14 +385,10 @@ class _RegionDecider:
             yield Decision.of(self.state, one, result)
 
     def candidates(self, among: frozenset[tuple[str, str]] | None) -> Iterator[Candidate]:
-        for one in self._resources():
+        for one in self.resources:
             region, resource_id = self.state.region, _id_of(one)
             if (among is None or (region, resource_id) in among) and not self.evaluate(one).kept:
                 yield Candidate(one.created_at, resource_id, region)
-
-    def _resources(self) -> Iterator[Ami | Snapshot]:
-        yield from self.state.amis
-        yield from self.orphans
 
     def evaluate(self, one: Ami | Snapshot) -> RuleResult:
         return self.evaluate_ami(one) if isinstance(one, Ami) else self.evaluate_orphan(one)
