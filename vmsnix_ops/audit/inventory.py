@@ -121,7 +121,7 @@ class Inventory(display.Displayed):
         ``ami_id``, and ``age_days`` at the scan.
         """
         rows = self.ami_rows.drop(columns="kind").rename(columns={"source": "source_ami_id"})
-        return rows.assign(ami_id=rows["resource_id"], age_days=self._age_days(rows))
+        return rows.assign(ami_id=rows["resource_id"], age_days=self.age_days(rows))
 
     @property
     def ami_rows(self) -> pd.DataFrame:
@@ -135,7 +135,7 @@ class Inventory(display.Displayed):
         A snapshot with ``referenced`` false belongs to no AMI.
         """
         rows = self.frame[self.frame["kind"] == "snapshot"].drop(columns="kind")
-        return rows.assign(snapshot_id=rows["resource_id"], age_days=self._age_days(rows))
+        return rows.assign(snapshot_id=rows["resource_id"], age_days=self.age_days(rows))
 
     @property
     def findings(self) -> NoReturn:
@@ -170,7 +170,8 @@ class Inventory(display.Displayed):
             {name: "bool" if name == "uses" else "str" for name in USER_COLUMNS}
         )
 
-    def _age_days(self, rows: pd.DataFrame) -> pd.Series[float]:
+    def age_days(self, rows: pd.DataFrame) -> pd.Series[float]:
+        """Return the age of each row at the scan, in days."""
         days: pd.Series[float] = (self.scanned_at - rows["created_at"]).dt.total_seconds() / 86400
         return days
 
@@ -181,7 +182,7 @@ class Inventory(display.Displayed):
             unused=~frame["referenced"].fillna(value=True),
             unknown=frame["referenced"].isna(),
             stored_gib=frame["stored_bytes"].astype("Float64") / GIB,
-            age_days=self._age_days(frame),
+            age_days=self.age_days(frame),
         )
         groups = marked.groupby(["account", "region", "kind"], as_index=False)
         table = groups.agg(
@@ -720,15 +721,12 @@ class InventoryColumns:
     def __init__(self, run_id: str, scanned_at: datetime, account: str, region: str) -> None:
         self.run_id, self.scanned_at, self.account, self.region = run_id, scanned_at, account, region
         self.endpoint = endpoint_kind()
+        # The columns of the attributes above are equal in all rows.
         self._values: dict[str, list[Any]] = {
-            name: [] for name in schemas.INVENTORY.names if name not in self._constants()
+            name: [] for name in schemas.INVENTORY.names if not hasattr(self, name)
         }
         self._packed: list[pa.Table] = []
         self._length = 0
-
-    def _constants(self) -> dict[str, Any]:
-        names = ("run_id", "scanned_at", "account", "region", "endpoint")
-        return {name: getattr(self, name) for name in names}
 
     def add(self, **row: Any) -> None:
         """Add a row; columns that are not given are empty."""
@@ -750,14 +748,14 @@ class InventoryColumns:
         """Move the new rows to arrow, which needs a fifth of the memory of Python's texts."""
         import pyarrow as pa
 
-        schema, constants = schemas.INVENTORY.arrow(), self._constants()
         arrays = []
-        for column in schema:
-            if column.name in constants:
-                arrays.append(pa.repeat(pa.scalar(constants[column.name], column.type), self._length))
-                continue
-            values, self._values[column.name] = self._values[column.name], []
-            arrays.append(pa.array(values, column.type))
+        for column in (schema := schemas.INVENTORY.arrow()):
+            if column.name in self._values:
+                values, self._values[column.name] = self._values[column.name], []
+                arrays.append(pa.array(values, column.type))
+            else:
+                constant = pa.scalar(getattr(self, column.name), column.type)
+                arrays.append(pa.repeat(constant, self._length))
         self._packed.append(pa.Table.from_arrays(arrays, schema=schema))
         self._length = 0
 

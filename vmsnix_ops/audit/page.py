@@ -150,14 +150,8 @@ def _meanings(findings: pd.DataFrame) -> dict[str, str]:
 
 
 def _tables(inventory: Inventory, changes: Changes) -> Iterator[PageTable]:
-    frame = inventory.frame
-    age = (inventory.scanned_at - frame["created_at"]).dt.total_seconds() / 86400
-    frame = frame.assign(
-        age_days=age.round(1),
-        stored_gib=(frame["stored_bytes"].astype("Float64") / GIB).round(2),
-        use=frame["referenced"].astype("object").map(lambda used: views.USES.get(used, "unknown")),
-        users=[_users(texts) for texts in frame["references"]],
-    )
+    frame = views.readable(inventory, inventory.frame)
+    frame["users"] = [_users(texts) for texts in frame["references"]]
     kinds = frame["kind"]
     more = {"sort": "-age_days", "sum": "monthly_usd"}
     yield PageTable("amis", "AMIs", AMIS, frame[kinds == "ami"], **more, nothing="No AMIs.")
@@ -170,8 +164,7 @@ def _tables(inventory: Inventory, changes: Changes) -> Iterator[PageTable]:
 
 
 def _users(texts: str) -> str:
-    found = [str(one) for one in references_from_json(texts) if one.kind != "launched"]
-    return "; ".join(found)
+    return "; ".join(str(one) for one in references_from_json(texts) if one.kind != "launched")
 
 
 def _where(inventory: Inventory, when: str) -> str:
@@ -262,21 +255,20 @@ def _rounded(value: float) -> float:
 def _cost_by_image(inventory: Inventory) -> Lanes | None:
     """Return the cost of the snapshots of each image, by age; ``None`` without costs."""
     frame = inventory.frame[inventory.frame["kind"] == "snapshot"]
-    age = (inventory.scanned_at - frame["created_at"]).dt.total_seconds() / 86400
-    edges = [-math.inf, *(days for days, _ in AGES)]
+    age = inventory.age_days(frame)
     rows = frame.assign(
         image=frame["image"].fillna("without the tag vmsnix:image"),
         days=age,
-        part=[next((n for n, edge in enumerate(edges[1:], 1) if days < edge), len(AGES)) for days in age],
+        part=[next((n for n, (most, _) in enumerate(AGES, 1) if days < most), len(AGES)) for days in age],
     )
     costs = rows.groupby("image")["monthly_usd"].sum().sort_values(ascending=False)
     if not costs.max() > 0:
         return None
     others = set(costs.index[MAX_IMAGES:])
-    largest = max(float(costs.max()), float(costs[MAX_IMAGES:].sum()))
-    rows["image"] = rows["image"].where(~rows["image"].isin(others), f"{len(others)} other images")
+    largest, rest = max(costs.max(), costs[MAX_IMAGES:].sum()), f"{len(others)} other images"
+    rows["image"] = rows["image"].where(~rows["image"].isin(others), rest)
     lanes = []
-    for image in [*costs.index[:MAX_IMAGES], *([f"{len(others)} other images"] if others else [])]:
+    for image in [*costs.index[:MAX_IMAGES], *([rest] if others else [])]:
         some, begin, segments = rows[rows["image"] == image], 0.0, []
         for part, cost in some.groupby("part")["monthly_usd"].sum().items():
             share = float(cost) / largest

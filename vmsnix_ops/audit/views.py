@@ -48,17 +48,20 @@ def totals(inventory: Inventory) -> dict[str, float]:
     }
 
 
+def readable(inventory: Inventory, rows: pd.DataFrame) -> pd.DataFrame:
+    """Return rows of an inventory with their age in days, their stored GiB and their use as text."""
+    return rows.assign(
+        age_days=inventory.age_days(rows).round(1),
+        stored_gib=(rows["stored_bytes"].astype("Float64") / GIB).round(2),
+        use=rows["referenced"].astype("object").map(lambda used: USES.get(used, "unknown")),
+    )
+
+
 def show(inventory: Inventory, kind: str, *, most: int = 200) -> pd.DataFrame:
     """Return the rows of one kind with the most important columns, oldest first."""
-    frame = inventory.frame[inventory.frame["kind"] == kind].head(most)
-    age = (inventory.scanned_at - frame["created_at"]).dt.total_seconds() / 86400
-    shown = frame.assign(
-        age_days=age.round(1),
-        stored_gib=(frame["stored_bytes"].astype("Float64") / GIB).round(2),
-        use=frame["referenced"].astype("object").map(lambda used: USES.get(used, "unknown")),
-    )
+    rows = inventory.frame[inventory.frame["kind"] == kind].head(most)
     columns = SHOWN.get(kind, (*_FIRST, "message"))
-    return shown[list(columns)].reset_index(drop=True)
+    return readable(inventory, rows)[list(columns)].reset_index(drop=True)
 
 
 def plot(inventory: Inventory, *, ax: Axes | None = None) -> Figure:
@@ -66,7 +69,7 @@ def plot(inventory: Inventory, *, ax: Axes | None = None) -> Figure:
     frame = inventory.frame[inventory.frame["kind"] == "snapshot"]
     if frame.empty:
         return figures.message_figure("No snapshots.", ax)
-    age = (inventory.scanned_at - frame["created_at"]).dt.total_seconds() / 86400
+    age = inventory.age_days(frame)
     labels = [label for _, _, label in AGES] + ["older"]
     edges = [low for low, _, _ in AGES] + [AGES[-1][1], float("inf")]
     figure, ((axes,),), _ = figures.panels(ax, options={"figsize": (7, 3), "layout": "constrained"})
