@@ -121,11 +121,8 @@ def _record(
     known = known.sort_values("scanned_at").drop_duplicates("finding_id", keep="last").set_index("finding_id")
     for one in wanted:
         if one not in known.index:
-            ids = (
-                ()
-                if (run_id := _newest_run(tables)) is None
-                else _of_run(tables, run_id)["finding_id"].dropna()
-            )
+            run_id = _newest_run(tables)
+            ids = () if run_id is None else _of_run(tables, run_id)["finding_id"].dropna()
             raise ParameterError(
                 f"Unknown finding {one!r}.",
                 why=nearest(one, ids) or f"No audit in {tables.location} has recorded it.",
@@ -160,9 +157,7 @@ def mark(findings: pd.DataFrame, tables: Tables) -> pd.DataFrame:
     current = list_acknowledgements(tables)
     current = current[~current["expired"]].set_index("finding_id")
     ids = findings["finding_id"].astype("object")
-    ranks = {str(severity): rank for rank, severity in enumerate(SEVERITIES)}
-    then = ids.map(current["severity"].astype("object").map(ranks).astype("float64"))
-    covered = then <= findings["severity"].astype("object").map(ranks).astype("float64")
+    covered = ids.map(_rank(current)).astype("float64") <= _rank(findings)
     until, by, reason = (
         ids.map(current[name].astype("object")).where(covered) for name in ("until", "user", "reason")
     )
@@ -171,6 +166,11 @@ def mark(findings: pd.DataFrame, tables: Tables) -> pd.DataFrame:
         acknowledged_by=by.astype("str"),
         acknowledged_reason=reason.astype("str"),
     )
+
+
+def _rank(rows: pd.DataFrame) -> pd.Series[float]:
+    ranks = {str(severity): rank for rank, severity in enumerate(SEVERITIES)}  # 0: the most severe
+    return rows["severity"].astype("object").map(ranks).astype("float64")
 
 
 def split(findings: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -207,9 +207,8 @@ def read_findings(run_id: str = "", *, tables: Tables | None = None) -> pd.DataF
             else "Run vmsnix audit.",
         )
     found = mark(_of_run(tables, newest), tables)
-    order = found["severity"].astype("object").map({name: rank for rank, name in enumerate(SEVERITIES)})
     return (
-        found.assign(acknowledged=found["acknowledged_until"].notna(), order=order)
+        found.assign(acknowledged=found["acknowledged_until"].notna(), order=_rank(found))
         .sort_values(["order", "rule", "account", "region", "resource_id"])
         .drop(columns="order")
         .reset_index(drop=True)
