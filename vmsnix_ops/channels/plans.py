@@ -6,6 +6,7 @@ import json
 import time
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import display, errors
@@ -56,7 +57,7 @@ class ChannelPlan(FingerprintedPlan):
     run: RunContext = field(repr=False, compare=False)
     tables: RunTables = field(repr=False, compare=False)
     progress: Progress = field(repr=False, compare=False)
-    started_at: datetime = field(repr=False, compare=False)
+    started_at: datetime = field(default_factory=partial(datetime.now, UTC), repr=False, compare=False)
 
     @property
     def ami(self) -> Ami | None:
@@ -85,13 +86,7 @@ class ChannelPlan(FingerprintedPlan):
 
     def common_content(self) -> dict[str, str]:
         """Return the facts that promotions and rollbacks have."""
-        return {
-            "account": self.account,
-            "image": self.image,
-            "channel": self.channel,
-            "parameter": self.parameter,
-            "topic": self.topic,
-        }
+        return {name: getattr(self, name) for name in ("account", "image", "channel", "parameter", "topic")}
 
     def check_expected(self) -> None:
         """Check that this is the expected plan, and record it; another one is a StalePlanError."""

@@ -349,7 +349,6 @@ def plan(
         run=run,
         tables=tables,
         progress=progress,
-        started_at=datetime.now(UTC),
         request=request,
         targets=targets,
         contexts=tuple(contexts),

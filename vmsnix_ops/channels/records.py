@@ -84,14 +84,11 @@ def without_recorded(tables: RunTables, ami: Ami, names: Iterable[str]) -> list[
     """Return the accounts that may use an AMI or its snapshots although no row says so."""
     row = latest_of_ami(tables, ami)
     recorded = {name for column in SHARED for name in json.loads(row.get(column) or "[]")}
-    if row.get("public") or _published_as_public(tables, ami):
+    where = [("ami_id", "==", ami.ami_id), ("region", "==", ami.region)]
+    published = tables.read_or_empty("amis", columns=["public"], where=where)["public"]
+    if row.get("public") or published.fillna(False).any():
         recorded.add(sharing.PUBLIC)
     return [name for name in names if name not in recorded]
-
-
-def _published_as_public(tables: RunTables, ami: Ami) -> bool:
-    where = [("ami_id", "==", ami.ami_id), ("region", "==", ami.region)]
-    return bool(tables.read_or_empty("amis", columns=["public"], where=where)["public"].fillna(False).any())
 
 
 def write_steps(

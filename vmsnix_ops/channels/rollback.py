@@ -372,7 +372,6 @@ def plan(
         run=run,
         tables=tables,
         progress=progress or current(),
-        started_at=datetime.now(UTC),
         targets=tuple(targets),
         skipped=() if given else tuple(missing),
     )
