@@ -222,7 +222,9 @@ def _number(value: object) -> int:
 
 
 _REDRAW_SECONDS = 0.1
-_FILE_LIKE = re.compile(r"result(-.*)?|.*\.(vhd|img|raw|qcow2|vmdk|vhdx)", re.IGNORECASE)
+_PATH_LIKE = re.compile(
+    r"(?s:(?:/|\./|\.\./|~/|result/).*)|(?i:result(-.*)?|.*\.(vhd|img|raw|qcow2|vmdk|vhdx))"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,14 +263,7 @@ class PlannedBuild(Displayed):
         derivation fails, a BuildFailedError has its path and the last 20 lines of its log.
         """
         _make_folder(self.keep.parent)
-        arguments = [
-            "build",
-            self.image.installable,
-            "--out-link",
-            str(self.keep),
-            "--json",
-            NO_LOCK,
-        ]
+        arguments = ["build", self.image.installable, "--out-link", str(self.keep), "--json", NO_LOCK]
         with (progress or current()).step("build", unit="derivations") as step:
             result, status = run_build(
                 [find_nix(), *FEATURES, *arguments], f"The image {self.image.name} was not built.", step
@@ -348,7 +343,9 @@ def is_path(image: str | Path, start: Path | None = None) -> bool:
     if "\0" in text:
         return False
     path = (start or Path()) / Path(text).expanduser()
-    return isinstance(image, Path) or os.path.lexists(path) or _looks_like_a_path(text)
+    if isinstance(image, Path) or os.path.lexists(path):
+        return True
+    return "#" not in text and _PATH_LIKE.fullmatch(text) is not None
 
 
 def split_image(image: str) -> tuple[str | None, str, str | None]:
@@ -431,12 +428,6 @@ def _build_error(what: str, result: CommandResult, log: BuildLog) -> NixError:
         derivation=derivation,
         log=lines,
     )
-
-
-def _looks_like_a_path(text: str) -> bool:
-    if "#" in text:
-        return False
-    return text.startswith(("/", "./", "../", "~/", "result/")) or _FILE_LIKE.fullmatch(text) is not None
 
 
 def _make_folder(folder: Path) -> None:

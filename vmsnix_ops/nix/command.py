@@ -239,14 +239,10 @@ def run(
 def _wait(
     process: subprocess.Popen[str], timeout: float | None, on_message: Callable[[str], object] | None
 ) -> CommandResult:
-    output: list[str] = []
+    output: list[str | None] = []
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    readers = [
-        threading.Thread(target=_collect, args=(process.stdout, output.append, None), daemon=True),
-        threading.Thread(
-            target=_collect, args=(process.stderr, lines.put, lambda: lines.put(None)), daemon=True
-        ),
-    ]
+    streams = ((process.stdout, output.append), (process.stderr, lines.put))
+    readers = [threading.Thread(target=_collect, args=each, daemon=True) for each in streams]
     for reader in readers:
         reader.start()
     messages: list[str] = []
@@ -274,19 +270,17 @@ def _wait(
         messages.append(plain(line))
         del messages[:-500]
     readers[0].join(_SILENCE_SECONDS)
-    return CommandResult(process.wait(), "".join(output), tuple(messages))
+    return CommandResult(process.wait(), "".join(filter(None, output)), tuple(messages))
 
 
-def _collect(stream: IO[str] | None, take: Callable[[str], object], end: Callable[[], object] | None) -> None:
-    if stream is None:
-        return
+def _collect(stream: IO[str], take: Callable[[str | None], object]) -> None:
+    """Pass on each line of a stream, and ``None`` at its end."""
     try:
         with stream:
             for line in stream:
                 take(line)
     finally:
-        if end is not None:
-            end()
+        take(None)
 
 
 def _stop(process: subprocess.Popen[str]) -> None:

@@ -37,12 +37,7 @@ UNKNOWN_VERSION = "unknown"
 
 # Suffixes of disk images in an output. Compressed ones are found, and then refused by their bytes.
 _IMAGES = (
-    ".img",
-    ".qcow2",
-    ".raw",
-    ".vhd",
-    ".vhdx",
-    ".vmdk",
+    *(".img", ".qcow2", ".raw", ".vhd", ".vhdx", ".vmdk"),
     *(f"{kind}{packed}" for kind in (".img", ".raw", ".vhd") for packed in (".zst", ".xz", ".gz", ".bz2")),
 )
 _NO_IMAGES = frozenset({"doc", "json", "log", "manifest", "sbom", "iso", "report", "text", "txt"})
@@ -257,10 +252,12 @@ def _read_output(
             field="system",
         )
     register_image, attested = (_object(description, info, key) for key in ("registerImage", "attested"))
-
+    stated_name, keys = _of_vmsnix(info, "name"), _of_vmsnix(info, "admin", "keys")
+    if not name and isinstance(stated_name, str):
+        name = stated_name
     return BuiltImage(
         path=image,
-        name=name or _stated_name(info) or _name_in(image.stem, label, built_for),
+        name=name or _name_in(image.stem, label, built_for),
         version=label,
         system=built_for,
         boot_mode=boots,
@@ -268,7 +265,7 @@ def _read_output(
         logical_bytes=size,
         store_path=store_object(folder),
         register_image=register_image,
-        keys=_stated_keys(info),
+        keys=tuple(map(str, keys)) if isinstance(keys, list) else (),
         attested=attested,
     )
 
@@ -417,19 +414,11 @@ def _check_size(description: Path, disk: Mapping[str, object], size: int) -> Non
         )
 
 
-def _stated_name(info: Mapping[str, object]) -> str | None:
-    """Return the name that the modules of vmsnix write (``nix/modules/profiles/image.nix``)."""
-    ours = info.get("vmsnix")
-    name = ours.get("name") if isinstance(ours, dict) else None
-    return name if isinstance(name, str) and name else None
-
-
-def _stated_keys(info: Mapping[str, object]) -> tuple[str, ...]:
-    """Return the administrator's keys that vmsnix's modules write (``nix/modules/profiles/base.nix``)."""
-    ours = info.get("vmsnix")
-    admin = ours.get("admin") if isinstance(ours, dict) else None
-    keys = admin.get("keys") if isinstance(admin, dict) else None
-    return tuple(map(str, keys)) if isinstance(keys, list) else ()
+def _of_vmsnix(info: object, *keys: str) -> object:
+    """Return a value that the modules of vmsnix write (``nix/modules/profiles``), or ``None``."""
+    for key in ("vmsnix", *keys):
+        info = info.get(key) if isinstance(info, dict) else None
+    return info
 
 
 def describe_keys(keys: Iterable[str]) -> str:
