@@ -69,63 +69,6 @@ if TYPE_CHECKING:
 
 E = TypeVar("E", bound="AwsError")
 
-__all__ = [
-    "AccessDeniedError",
-    "ArchiveError",
-    "AuditError",
-    "AwsError",
-    "BootFailedError",
-    "BucketError",
-    "BuildFailedError",
-    "ChannelError",
-    "CommitConflictError",
-    "ConfirmationError",
-    "CopyFailedError",
-    "CredentialsError",
-    "DeadlineError",
-    "DriftError",
-    "FleetError",
-    "ImageChangedError",
-    "ImageError",
-    "ImageFormatError",
-    "ImageNotFoundError",
-    "ImportFailedError",
-    "InterruptedRunError",
-    "InvalidRegionError",
-    "NameTakenError",
-    "NixError",
-    "OverwrittenValueError",
-    "ParameterError",
-    "PartialError",
-    "PlanError",
-    "QuotaError",
-    "RecordsError",
-    "RegionError",
-    "RegistrationError",
-    "RoleError",
-    "RunError",
-    "RunFailedError",
-    "SchemaError",
-    "SettingsError",
-    "SideEffectsError",
-    "SmokeTestError",
-    "SnapshotFailedError",
-    "StalePlanError",
-    "ToolMissingError",
-    "UnknownImageError",
-    "UnknownRunError",
-    "UnknownRunbookError",
-    "UnrecordedActError",
-    "UnsavedError",
-    "UploadError",
-    "UsageError",
-    "VmsnixError",
-]
-
-
-def __dir__() -> list[str]:
-    return __all__
-
 
 class VmsnixError(Exception):
     """The base of all errors of this package.
@@ -498,3 +441,12 @@ def nearest(word: str, known: Iterable[str]) -> str:
     match = swapped[:1] or difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
     match = match or difflib.get_close_matches(word.lower(), choices, n=1, cutoff=0.5)
     return f"Did you mean {match[0]!r}?" if match else ""
+
+
+__all__ = sorted(
+    name for name, one in globals().items() if isinstance(one, type) and issubclass(one, VmsnixError)
+)
+
+
+def __dir__() -> list[str]:
+    return __all__
