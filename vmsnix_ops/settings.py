@@ -78,7 +78,7 @@ class RetirementPolicy:
 _POLICY = RetirementPolicy()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """The settings. Set a field in ``vmsnix.toml`` or with the variable ``VMSNIX_<FIELD>``.
 
@@ -152,34 +152,34 @@ class Settings:
         Maximum number of AMIs and orphans that one run retires or deletes in all regions, oldest first.
     """
 
-    region: str | None
-    bucket: str | None
-    role_name: str
-    prefix: str
-    key_prefix: str
-    kms_key: str
-    allowed_accounts: tuple[str, ...]
+    region: str | None = None
+    bucket: str | None = None
+    role_name: str = "vmimport"
+    prefix: str = "altf4llc"
+    key_prefix: str = "vmsnix/"
+    kms_key: str = ""
+    allowed_accounts: tuple[str, ...] = ()
     history: str
     archive: str
     state: Path
-    shared: bool
-    runbooks: tuple[Path, ...]
-    flake: str
-    channels: tuple[str, ...]
-    channel_prefix: str
-    put_ceiling: int
-    audit_accounts: tuple[str, ...]
-    audit_role: str
-    audit_external_id: str
-    snapshot_prices: Mapping[str, tuple[float, float]]
-    notify_topic: str
-    notify_webhook: str = field(repr=False)
-    retire_keep_last: int
-    retire_min_age_days: float
-    retire_launched_days: float
-    retire_retention_days: float
-    retire_orphan_days: float
-    retire_max_count: int
+    shared: bool = False
+    runbooks: tuple[Path, ...] = ()
+    flake: str = "./nix"
+    channels: tuple[str, ...] = ("candidate", "stable")
+    channel_prefix: str = "/vmsnix"
+    put_ceiling: int = 1000
+    audit_accounts: tuple[str, ...] = ()
+    audit_role: str = "vmsnix-auditor"
+    audit_external_id: str = ""
+    snapshot_prices: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    notify_topic: str = ""
+    notify_webhook: str = field(default="", repr=False)
+    retire_keep_last: int = _POLICY.keep_last
+    retire_min_age_days: float = _POLICY.min_age_days
+    retire_launched_days: float = _POLICY.launched_days
+    retire_retention_days: float = _POLICY.retention_days
+    retire_orphan_days: float = _POLICY.orphan_days
+    retire_max_count: int = _POLICY.max_count
 
     @property
     def retirement(self) -> RetirementPolicy:
@@ -242,17 +242,15 @@ def load(start: Path | None = None, environment: Mapping[str, str] | None = None
         A name is unknown, a value is invalid, or the file is not valid TOML.
     """
     given = _read(start, environment)
-    values: dict[str, Any] = {
-        name: check(given[name]) if name in given else default for name, (check, default) in _CHECKS.items()
-    }
-    if values["state"] is None:
+    values: dict[str, Any] = {name: _CHECKS.get(name, _text)(one) for name, one in given.items()}
+    if "state" not in values:
         from platformdirs import user_state_path
 
         values["state"] = user_state_path("vmsnix_ops", appauthor=False)
-    for name in ("history", "archive"):
-        values[name] = values[name] or str(values["state"] / name)
-    files.set_shared(values["shared"])
-    return Settings(**values)
+    below = {name: str(values["state"] / name) for name in ("history", "archive")}
+    settings = Settings(**below | values)
+    files.set_shared(settings.shared)
+    return settings
 
 
 def sources(start: Path | None = None, environment: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -530,34 +528,21 @@ def _flake(given: _Given) -> str:
     return os.path.normpath(given.folder / text) if text.startswith(".") else text
 
 
-_CHECKS: dict[str, tuple[Callable[[_Given], object], object]] = {
-    "region": (_text, None),
-    "bucket": (_text, None),
-    "role_name": (_text, "vmimport"),
-    "prefix": (_text, "altf4llc"),
-    "key_prefix": (_key_prefix, "vmsnix/"),
-    "kms_key": (_text, ""),
-    "allowed_accounts": (_accounts, ()),
-    "history": (_location, None),  # below the state folder, like `archive`
-    "archive": (_location, None),
-    "state": (_path, None),
-    "shared": (_flag, False),
-    "runbooks": (_folders, ()),
-    "flake": (_flake, "./nix"),
-    "channels": (_channels, ("candidate", "stable")),
-    "channel_prefix": (_channel_prefix, "/vmsnix"),
-    "put_ceiling": (_whole(1, 100_000), 1000),
-    "audit_accounts": (_accounts, ()),
-    "audit_role": (_text, "vmsnix-auditor"),
-    "audit_external_id": (_text, ""),
-    "snapshot_prices": (_prices, {}),
-    "notify_topic": (_topic, ""),
-    "notify_webhook": (_webhook, ""),
-    "retire_keep_last": (_whole(0, MOST_DAYS), _POLICY.keep_last),
-    "retire_min_age_days": (_days, _POLICY.min_age_days),
-    "retire_launched_days": (_days, _POLICY.launched_days),
-    "retire_retention_days": (_days, _POLICY.retention_days),
-    "retire_orphan_days": (_days, _POLICY.orphan_days),
-    "retire_max_count": (_whole(0, MOST_DAYS), _POLICY.max_count),
+_CHECKS: dict[str, Callable[[_Given], object]] = {
+    "key_prefix": _key_prefix,
+    **dict.fromkeys(("allowed_accounts", "audit_accounts"), _accounts),
+    **dict.fromkeys(("history", "archive"), _location),
+    "state": _path,
+    "shared": _flag,
+    "runbooks": _folders,
+    "flake": _flake,
+    "channels": _channels,
+    "channel_prefix": _channel_prefix,
+    "put_ceiling": _whole(1, 100_000),
+    "snapshot_prices": _prices,
+    "notify_topic": _topic,
+    "notify_webhook": _webhook,
+    **dict.fromkeys(("retire_keep_last", "retire_max_count"), _whole(0, MOST_DAYS)),
+    **dict.fromkeys([name for name in FIELDS if name.endswith("_days")], _days),
 }
-"""The check and the default of each setting."""
+"""The check of each setting that is not just a text."""
