@@ -31,7 +31,7 @@ from vmsnix_ops.progress import Event, LogLines, Progress, silent
 from vmsnix_ops.runbooks import fleet
 from vmsnix_ops.runbooks.execution._interrupts import Interrupter
 from vmsnix_ops.runbooks.fleet.engine import Runner, check_workers, connected
-from vmsnix_ops.runbooks.fleet.ledger import Document, open_ledger
+from vmsnix_ops.runbooks.fleet.ledger import Document, Ledger
 from vmsnix_ops.runbooks.fleet.plan_file import Dask
 from vmsnix_ops.runbooks.fleet.worker import FleetSession
 
@@ -104,7 +104,7 @@ class Workspace:
         wanted = next(each for each in planned.file.targets if each.name == target)
 
         def document() -> Document | None:
-            claim, _ = open_ledger(planned.ledger).read(wanted.claim)
+            claim, _ = Ledger(planned.ledger).read(wanted.claim)
             begun = f"begin {wanted.given['name']}" in self.trace()
             return claim if begun and claim and claim["state"] == "running" else None
 
@@ -307,7 +307,7 @@ def test_ctrl_c_in_a_terminal_lets_the_runs_clean_up(workspace: Workspace) -> No
         os.killpg(client.pid, signal.SIGINT)  # as a terminal does
         assert client.wait(DEADLINE) == 1
     assert workspace.trace() == ["begin a", "end a"]
-    document, _ = open_ledger(planned.ledger).read(planned.file.targets[0].claim)
+    document, _ = Ledger(planned.ledger).read(planned.file.targets[0].claim)
     assert document is not None
     assert document["state"] == "cancelled"
 

@@ -21,7 +21,6 @@ from vmsnix_ops.runbooks.fleet.ledger import (
     change,
     has_ended,
     ledger_id,
-    open_ledger,
     this_process,
 )
 from vmsnix_ops.sandbox import Sandbox, sandbox
@@ -45,9 +44,9 @@ def aws() -> Iterator[Sandbox]:
 @pytest.fixture(params=["folder", "s3"])
 def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Ledger:
     if request.param == "folder":
-        return open_ledger(str(tmp_path / "fleets"))
+        return Ledger(str(tmp_path / "fleets"))
     request.getfixturevalue("aws")
-    return open_ledger(f"s3://acme-fleets/{tmp_path.name}")
+    return Ledger(f"s3://acme-fleets/{tmp_path.name}")
 
 
 def test_the_last_version_of_a_document_is_read(ledger: Ledger) -> None:
@@ -96,7 +95,7 @@ def test_a_change_may_leave_a_document_unchanged(ledger: Ledger) -> None:
 
 
 def test_a_write_with_a_lost_answer_is_recognized_as_our_own(aws: Sandbox) -> None:
-    ledger = open_ledger("s3://acme-fleets/lost")
+    ledger = Ledger("s3://acme-fleets/lost")
     rule = aws.faults.add({"op": "s3:PutObject", "do": "drop", "when": "after", "nth": 1})
     version = ledger.write(NAME, {"beat": 1}, None)
     assert rule.applied == 1
@@ -105,20 +104,20 @@ def test_a_write_with_a_lost_answer_is_recognized_as_our_own(aws: Sandbox) -> No
 
 def test_a_missing_bucket_is_an_error_of_aws(aws: Sandbox) -> None:
     with pytest.raises(AwsError, match="NoSuchBucket"):
-        open_ledger("s3://acme-nowhere/x").write(NAME, {}, None)
+        Ledger("s3://acme-nowhere/x").write(NAME, {}, None)
 
 
 def test_a_broken_document_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "targets").mkdir()
     (tmp_path / NAME).write_text("{")
     with pytest.raises(ArchiveError, match="not JSON"):
-        open_ledger(str(tmp_path)).read(NAME)
+        Ledger(str(tmp_path)).read(NAME)
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ArchiveError, match="cannot be"):
-        open_ledger(str(tmp_path / "file")).write(NAME, {}, None)
+        Ledger(str(tmp_path / "file")).write(NAME, {}, None)
 
 
 # Claims of other processes

@@ -22,11 +22,10 @@ from vmsnix_ops.runbooks.execution.status import Failure
 from vmsnix_ops.runbooks.fleet import worker as workers
 from vmsnix_ops.runbooks.fleet.ledger import (
     Document,
-    FolderLedger,
+    Ledger,
     _start_of,
     change,
     ledger_id,
-    open_ledger,
     this_process,
 )
 from vmsnix_ops.runbooks.fleet.worker import (
@@ -75,14 +74,14 @@ class Worker:
         return RunOutcome(f"run-{number}", runbook, status, code, "n", "r", "j", "l", 1.5, error, values)
 
     def document(self) -> Document:
-        document, _ = open_ledger(self.session.ledger).read(self.target.claim)
+        document, _ = Ledger(self.session.ledger).read(self.target.claim)
         assert document is not None
         return document
 
     def found(self, **values: Any) -> None:
         """Leave a claim in the ledger, as another process would."""
         claim = self.target.document("running") | {"beat": 0, "owner": ELSEWHERE, "started_at": STARTED}
-        change(open_ledger(self.session.ledger), self.target.claim, lambda _: {**claim, **values})
+        change(Ledger(self.session.ledger), self.target.claim, lambda _: {**claim, **values})
 
 
 STARTED = "2026-11-25T00:00:00+00:00"
@@ -97,7 +96,7 @@ def in_this_process(*arguments: Any) -> str:
 def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Worker:
     target = FleetTarget("greet/a", "greet", {}, {"name": "a"}, "k" * 24, retry_wait=0.0, fingerprint="f")
     ledger, place = str(tmp_path / "ledger"), str(tmp_path)
-    identity = ledger_id(open_ledger(ledger))
+    identity = ledger_id(Ledger(ledger))
     session = FleetSession(f"session-{tmp_path.name}", ledger, identity, place, place, "", {}, 0.6)
     made = Worker(session, target)
     monkeypatch.setattr(workers, "run", made.run)
@@ -271,9 +270,9 @@ def test_a_run_that_lost_its_claim_is_stopped_and_may_change_nothing(worker: Wor
 def test_a_run_whose_ledger_cannot_be_written_stops_before_another_machine_may_take_over(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, broken = FolderLedger.write, threading.Event()
+    write, broken = Ledger.write, threading.Event()
 
-    def refuse(self: FolderLedger, name: str, value: Document, last: str | None) -> str:
+    def refuse(self: Ledger, name: str, value: Document, last: str | None) -> str:
         if broken.is_set():
             raise ArchiveError("The ledger is on a disk that is gone.")
         return write(self, name, value, last)
@@ -288,7 +287,7 @@ def test_a_run_whose_ledger_cannot_be_written_stops_before_another_machine_may_t
         broken.clear()
         return "cancelled"
 
-    monkeypatch.setattr(FolderLedger, "write", refuse)
+    monkeypatch.setattr(Ledger, "write", refuse)
     monkeypatch.setattr(lease, "WAIT_SECONDS", 0.0)
     worker.outcomes = [run]
     found = workers.run_claimed(worker.session, worker.target, worker.target.document("planned"), None)
@@ -299,9 +298,9 @@ def test_a_run_whose_ledger_cannot_be_written_stops_before_another_machine_may_t
 def test_a_beat_that_was_stored_although_its_write_failed_is_recognized_as_our_own(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, beats = FolderLedger.write, []
+    write, beats = Ledger.write, []
 
-    def fail_once(self: FolderLedger, name: str, value: Document, last: str | None) -> str:
+    def fail_once(self: Ledger, name: str, value: Document, last: str | None) -> str:
         version = write(self, name, value, last)
         beats.append(value.get("beat"))
         if beats.count(1) == 1 and beats[-1] == 1:
@@ -312,7 +311,7 @@ def test_a_beat_that_was_stored_although_its_write_failed_is_recognized_as_our_o
         wait_until(lambda: 3 in beats, "further beats")
         return "done"
 
-    monkeypatch.setattr(FolderLedger, "write", fail_once)
+    monkeypatch.setattr(Ledger, "write", fail_once)
     worker.outcomes = [run]
     assert worker.start()["state"] == "done"
     assert len(worker.ran) == 1

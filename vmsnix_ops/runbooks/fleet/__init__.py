@@ -31,7 +31,7 @@ from vmsnix_ops.records.tables import open_tables
 from vmsnix_ops.runbooks.evidence import archive as archives
 from vmsnix_ops.runbooks.execution._interrupts import Interrupter
 from vmsnix_ops.runbooks.fleet.engine import Runner, check_address, need_dask
-from vmsnix_ops.runbooks.fleet.ledger import change, ledger_id, open_ledger
+from vmsnix_ops.runbooks.fleet.ledger import Ledger, change, ledger_id
 from vmsnix_ops.runbooks.fleet.report import FleetResult, write
 from vmsnix_ops.runbooks.fleet.worker import FleetSession, nix_config, state_of
 from vmsnix_ops.settings import load
@@ -162,7 +162,7 @@ class FleetPlan(FingerprintedPlan):
                 fix="Check a dry run first, then confirm with --yes (in Python: apply(confirmed=True)).",
             )
         need_dask()
-        ledger, run_id = open_ledger(self.ledger), new_run_id(f"fleet-{self.file.name}")
+        ledger, run_id = Ledger(self.ledger), new_run_id(f"fleet-{self.file.name}")
         for target in targets if self.fresh else ():
             change(ledger, target.claim, _forgotten)
         remote = self.archive.rstrip("/") if self.archive.startswith("s3://") else ""
@@ -265,8 +265,8 @@ def plan(
                 fix="Add it to allowed_accounts in vmsnix.toml, or remove it from the plan.",
             )
     place = ledger or str(settings.state / "fleets")
-    place = place if place.startswith("s3://") else str(Path(place).absolute())
-    states = {one.name: state_of(one, open_ledger(place))["state"] for one in read.targets}
+    place = place.rstrip("/") if place.startswith("s3://") else str(Path(place).absolute())
+    states = {one.name: state_of(one, Ledger(place))["state"] for one in read.targets}
     if fresh:
         states = {name: state if state == "running" else "planned" for name, state in states.items()}
     return FleetPlan(

@@ -23,7 +23,7 @@ from vmsnix_ops.progress import Event
 from vmsnix_ops.redaction import Redactor, secret_values
 from vmsnix_ops.runbooks.execution._interrupts import Interrupter, signals
 from vmsnix_ops.runbooks.fleet import worker
-from vmsnix_ops.runbooks.fleet.ledger import open_ledger
+from vmsnix_ops.runbooks.fleet.ledger import Ledger
 from vmsnix_ops.runbooks.fleet.report import counted_states
 from vmsnix_ops.text import line, lines
 
@@ -199,7 +199,7 @@ class Runner:
 
     def run(self, log: Path) -> FleetError | None:
         """Run the targets that are not done. Return the error of the fleet itself, not of a target."""
-        targets, ledger = self.plan.targets, open_ledger(self.session.ledger)
+        targets, ledger = self.plan.targets, Ledger(self.session.ledger)
         results: dict[str, Document] = {}
         self._started[self.step] = time.monotonic()
         self._show(self.step, "started")

@@ -19,25 +19,24 @@ import time
 import uuid
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import files
-from vmsnix_ops.aws.iam.permissions import needs
+from vmsnix_ops.aws.session import calling
 from vmsnix_ops.errors import ArchiveError, VmsnixError
 from vmsnix_ops.redaction import Redactor, secret_values
+from vmsnix_ops.runbooks.evidence import archive
 from vmsnix_ops.runbooks.execution import lease
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from types_boto3_s3.client import S3Client
-    from types_boto3_s3.type_defs import GetObjectOutputTypeDef, PutObjectRequestTypeDef
-
 Document = dict[str, Any]
 IDENTITY = "ledger.json"
 """Contains the ID of a ledger. A worker compares it with the ID of the client's ledger."""
+MARK = "write"
+"""Key of a document in its file: a number that is different for each write."""
 
 
 class StaleError(Exception):
@@ -45,129 +44,85 @@ class StaleError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class FolderLedger:
-    """Documents in a folder of this machine, or of a shared file system with locks."""
+class Ledger:
+    """Documents in a folder (also of a shared file system with locks), or in ``s3://bucket/prefix``."""
 
-    folder: Path
+    location: str
 
     def read(self, name: str) -> tuple[Document | None, str | None]:
         """Return a document and its version; ``None, None`` if it does not exist."""
-        try:
-            text = files.read(self.folder / name)
-        except FileNotFoundError:
+        place = f"{self.location}/{name}"
+        text, version = self._read(place)
+        if text is None:
             return None, None
-        except OSError as error:
-            raise self._error("read", name, error) from error
-        return _parsed(text, str(self.folder / name)), hashlib.sha256(text).hexdigest()
+        try:
+            document = dict(json.loads(text))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ArchiveError(
+                f"The ledger contains a file that is not JSON: {place}.",
+                why=f"{error}.",
+                fix="Move the file to another folder. The target then runs again and creates nothing twice.",
+            ) from error
+        document.pop(MARK, None)
+        return document, version
 
     def write(self, name: str, value: Document, last: str | None) -> str:
         """Replace the version `last` of a document (``None``: create it), and return the new version.
 
         Raises `StaleError` if the document has another version.
         """
-        text = _as_text(value)
-        try:
-            files.make_folder((self.folder / name).parent)
-            with self._locked():
-                if self.read(name)[1] != last:
-                    raise StaleError(name)
-                files.write(self.folder / name, text)
-        except OSError as error:
-            raise self._error("written", name, error) from error
-        return hashlib.sha256(text.encode()).hexdigest()
+        place, mark = f"{self.location}/{name}", uuid.uuid4().hex
+        marked = json.dumps(value | {MARK: mark}, indent=1, sort_keys=True, ensure_ascii=False, default=str)
+        text = Redactor(secret_values()).json(marked).encode()
+        while not (version := self._replace(place, text, last or "")):
+            # If S3's answer was lost, the repeated request fails because of the first one. The mark shows
+            # that this process wrote it. S3 may also reject a request because of one that then fails.
+            now, version = self._read(place)
+            if now is not None and mark.encode() in now:
+                return version
+            if version != (last or ""):
+                raise StaleError(name)
+        return version
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        # Not `files.locked`, which continues without a lock where a file system has none.
-        descriptor = files.create(self.folder / ".lock", os.O_RDWR)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
+    def _read(self, place: str) -> tuple[bytes | None, str]:
+        """Return the content and the version of a file, which is empty if the file does not exist."""
+        if archive.is_remote(place):
+            with calling(f"read {place}"):
+                return archive.get_version(os.environ, place)
+        with _folder_errors("read", place), suppress(FileNotFoundError):
+            text = files.read(Path(place))
+            return text, hashlib.sha256(text).hexdigest()
+        return None, ""
 
-    def _error(self, done: str, name: str, error: OSError) -> ArchiveError:
-        return ArchiveError(
-            f"The ledger cannot be {done}: {self.folder / name}.",
+    def _replace(self, place: str, text: bytes, last: str) -> str:
+        """Replace the version `last` of a file, and return the new version; empty if it has another one."""
+        if archive.is_remote(place):
+            with calling(f"write {place}"):
+                return archive.put_if(os.environ, place, text, last)
+        with _folder_errors("written", place):
+            files.make_folder(Path(place).parent)
+            # Not `files.locked`, which continues without a lock where a file system has none.
+            lock = files.create(Path(self.location, ".lock"), os.O_RDWR)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if self._read(place)[1] != last:
+                    return ""
+                files.write(Path(place), text, clean=True)
+            finally:
+                os.close(lock)
+        return hashlib.sha256(text).hexdigest()
+
+
+@contextmanager
+def _folder_errors(done: str, place: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ArchiveError(
+            f"The ledger cannot be {done}: {place}.",
             why=f"{error.strerror}.",
             fix=f"{files.fix_of(error)}, or use another location with --ledger.",
-        )
-
-
-class S3Ledger:
-    """Documents in ``s3://bucket/prefix``, replaced by conditional requests."""
-
-    def __init__(self, location: str) -> None:
-        self.bucket, _, prefix = location.removeprefix("s3://").rstrip("/").partition("/")
-        self.prefix = f"{prefix}/" if prefix else ""
-
-    @cached_property
-    def _s3(self) -> S3Client:
-        from vmsnix_ops.aws.session import client, session
-
-        return client(session(), "s3")
-
-    @needs("s3:GetObject", "s3:ListBucket")
-    def read(self, name: str) -> tuple[Document | None, str | None]:
-        """Return a document and its version; see `FolderLedger.read`."""
-        from vmsnix_ops.aws.session import calling
-
-        place = f"s3://{self.bucket}/{self.prefix}{name}"
-        with calling(f"read {place}"):
-            answer, text = self._get(name)
-        return (_parsed(text, place), answer["ETag"]) if answer else (None, None)
-
-    @needs("s3:PutObject")
-    def write(self, name: str, value: Document, last: str | None) -> str:
-        """Replace a document if its version is still `last`; see `FolderLedger.write`."""
-        from vmsnix_ops.aws.session import calling, code_of, retry
-
-        mark = uuid.uuid4().hex
-        request: PutObjectRequestTypeDef = {
-            "Bucket": self.bucket,
-            "Key": self.prefix + name,
-            "Body": _as_text(value).encode(),
-            "ContentType": "application/json",
-            "Metadata": {"write": mark},
-        }
-        if last is None:
-            request["IfNoneMatch"] = "*"
-        else:
-            request["IfMatch"] = last
-        with calling(f"write s3://{self.bucket}/{self.prefix}{name}"):
-            try:
-                # S3 rejects one of two simultaneous writes, which may be repeated.
-                written = retry(lambda: self._s3.put_object(**request), "ConditionalRequestConflict")
-            except Exception as error:
-                if code_of(error) not in ("PreconditionFailed", "412", "NoSuchKey", "404"):
-                    raise
-                # If S3's answer was lost, the repeated write fails because of the first one. The mark shows
-                # that this process wrote it.
-                answer, _ = self._get(name)
-                if answer is None or answer["Metadata"].get("write") != mark:
-                    raise StaleError(name) from error
-                return answer["ETag"]
-            return written["ETag"]
-
-    def _get(self, name: str) -> tuple[GetObjectOutputTypeDef | None, bytes]:
-        from vmsnix_ops.aws.session import code_of
-
-        try:
-            answer = self._s3.get_object(Bucket=self.bucket, Key=self.prefix + name)
-        except Exception as error:
-            if code_of(error) in ("NoSuchKey", "404"):
-                return None, b""
-            raise
-        with answer["Body"] as body:
-            return answer, body.read()
-
-
-Ledger = FolderLedger | S3Ledger
-
-
-def open_ledger(location: str) -> Ledger:
-    """Return the ledger at a location: a local folder, or ``s3://bucket/prefix``."""
-    return S3Ledger(location) if location.startswith("s3://") else FolderLedger(Path(location))
+        ) from error
 
 
 def change(
@@ -192,22 +147,6 @@ def ledger_id(ledger: Ledger) -> str:
     """Return the ID of a ledger, created on first use."""
     made = {"id": uuid.uuid4().hex}
     return str((change(ledger, IDENTITY, lambda current: None if current else made) or made)["id"])
-
-
-def _as_text(value: Document) -> str:
-    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, default=str) + "\n"
-    return Redactor(secret_values()).json(text)
-
-
-def _parsed(text: bytes, place: str) -> Document:
-    try:
-        return dict(json.loads(text))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ArchiveError(
-            f"The ledger contains a file that is not JSON: {place}.",
-            why=f"{error}.",
-            fix="Move the file to another folder. The target then runs again and creates nothing twice.",
-        ) from error
 
 
 def this_process() -> Document:

@@ -32,12 +32,12 @@ from vmsnix_ops.runbooks.execution import lease
 from vmsnix_ops.runbooks.execution._interrupts import Interrupter
 from vmsnix_ops.runbooks.execution.execute import run
 from vmsnix_ops.runbooks.execution.kernels import python_path
-from vmsnix_ops.runbooks.fleet.ledger import IDENTITY, Claim, StaleError, Watch, has_ended, open_ledger
+from vmsnix_ops.runbooks.fleet.ledger import IDENTITY, Claim, Ledger, StaleError, Watch, has_ended
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from vmsnix_ops.runbooks.fleet.ledger import Document, Ledger
+    from vmsnix_ops.runbooks.fleet.ledger import Document
 
 USAGE_ERROR = 2
 NOT_OURS = 75  # exit code of a process that did not get the claim, or lost it
@@ -168,7 +168,7 @@ def run_target(session: FleetSession, target: FleetTarget, *before: Document) ->
     `before` are the documents of the targets that must be done first. Safe to run twice, also at the same
     time: only the process with the claim runs the target.
     """
-    ledger, problem = open_ledger(session.ledger), ""
+    ledger, problem = Ledger(session.ledger), ""
     if session.version != __version__:
         problem = f"The worker has vmsnix_ops {__version__}, but the client has {session.version}."
     elif ledger.read(IDENTITY)[0] != {"id": session.ledger_id}:
@@ -282,7 +282,7 @@ def run_claimed(session: FleetSession, target: FleetTarget, wanted: Document, ve
     with tempfile.TemporaryDirectory(prefix="vmsnix-lease-") as folder, suppress(StaleError):
         file = Path(folder) / "until"
         claim = Claim(
-            open_ledger(session.ledger),
+            Ledger(session.ledger),
             target.claim,
             wanted | started,
             version,
