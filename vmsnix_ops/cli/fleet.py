@@ -5,28 +5,23 @@ from __future__ import annotations
 import os
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
 from vmsnix_ops.runbooks.execution.status import PARTIAL
 from vmsnix_ops.text import echo, json, line
 
-if TYPE_CHECKING:
-    from vmsnix_ops.runbooks.fleet import FleetPlan
-
+FILE = click.Path(path_type=Path, dir_okay=False)
 DEFAULT_PLAN = "fleet.toml"
 
 
 @click.command()
-@click.argument(
-    "plan_file", metavar="[PLAN]", required=False, type=click.Path(path_type=Path, dir_okay=False)
-)
+@click.argument("plan_file", metavar="[PLAN]", required=False, type=FILE)
 @click.option(
     "--plan",
     "named",
     metavar="PLAN",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FILE,
     help="Plan file; the same as PLAN.  [default: fleet.toml]",
 )
 @click.option(
@@ -117,7 +112,7 @@ def fleet(
             ready.apply()  # records the plan
             if as_json:
                 plan = {"fleet": ready.file.name, "dry_run": True, "plan_fingerprint": ready.fingerprint}
-                plan |= {"targets": _rows(ready)}
+                plan |= {"targets": ready.frame().to_dict("records")}
                 written = echo_or_discard(json(plan, indent=2))
             return 0 if written else 1
         outcome = ready.apply(
@@ -138,8 +133,3 @@ def fleet(
     if error is not None:
         show_error(error.what, error.why, error.fix)
     return outcome.exit_code or (0 if written else PARTIAL)
-
-
-def _rows(ready: FleetPlan) -> list[dict[str, Any]]:
-    """Return the targets of a plan as plain values."""
-    return [{str(name): value for name, value in row.items()} for row in ready.frame().to_dict("records")]
