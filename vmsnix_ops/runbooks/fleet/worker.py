@@ -168,22 +168,15 @@ def run_target(session: FleetSession, target: FleetTarget, *before: Document) ->
     `before` are the documents of the targets that must be done first. Safe to run twice, also at the same
     time: only the process with the claim runs the target.
     """
-    ledger, problem = Ledger(session.ledger), ""
+    ledger, watch, tries = Ledger(session.ledger), Watch(session.lease_seconds), 0
     if session.version != __version__:
         problem = f"The worker has vmsnix_ops {__version__}, but the client has {session.version}."
-    elif ledger.read(IDENTITY)[0] != {"id": session.ledger_id}:
+        return target.document("failed", problem)
+    if ledger.read(IDENTITY)[0] != {"id": session.ledger_id}:
         fix = "use a folder that all machines mount, or s3://."
         problem = f"The worker has no access to the ledger {session.ledger}: {fix}"
+        return target.document("failed", problem)
     missing = [document["target"] for document in before if document["state"] != "done"]
-    return (
-        target.document("failed", problem) if problem else _run_with_retries(session, target, ledger, missing)
-    )
-
-
-def _run_with_retries(
-    session: FleetSession, target: FleetTarget, ledger: Ledger, missing: list[str]
-) -> Document:
-    watch, tries = Watch(session.lease_seconds), 0
     report = partial(_report, session.id, target.name)
     while True:
         document, version = ledger.read(target.claim)
