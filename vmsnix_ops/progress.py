@@ -114,23 +114,24 @@ class Step:
     def advance(self, amount: float) -> None:
         """Add to the finished amount; a negative amount when a retry starts again."""
         self.done += amount
-        self._emit("advanced")
+        self.emit("advanced")
 
     def update(self, done: float, total: float | None = None, message: str = "") -> None:
         """Set the finished amount, and the total if it is given."""
         self.done = done
         self.total = self.total if total is None else total
-        self._emit("advanced", message)
+        self.emit("advanced", message)
 
     def refresh(self, message: str = "") -> None:
         """Show the elapsed time of a step whose finished amount is unchanged."""
-        self._emit("advanced", message)
+        self.emit("advanced", message)
 
     def message(self, text: str) -> None:
         """Show a line."""
-        self._emit("message", text)
+        self.emit("message", text)
 
-    def _emit(self, kind: Kind, message: str = "") -> None:
+    def emit(self, kind: Kind, message: str = "") -> None:
+        """Report an event with the amounts and the elapsed time of the step."""
         seconds = time.monotonic() - self.started
         remaining = self.forecast(seconds) if self.forecast is not None else None
         self.report(Event(self.name, kind, self.done, self.total, self.unit, message, seconds, remaining))
@@ -156,14 +157,14 @@ class Progress:
     def step(self, name: str, *, total: float | None = None, unit: Unit = "items") -> Iterator[Step]:
         """Report the block as one step."""
         step = Step(name, self.report, total, unit)
-        step._emit("started")
+        step.emit("started")
         try:
             yield step
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt | InterruptedRunError)
-            step._emit("stopped" if stopped else "failed", str(error) or type(error).__name__)
+            step.emit("stopped" if stopped else "failed", str(error) or type(error).__name__)
             raise
-        step._emit("finished")
+        step.emit("finished")
 
 
 def silent() -> Progress:

@@ -330,7 +330,6 @@ def test_the_display_shows_each_state_of_a_target_once(
     events: list[Event] = []
     session = FleetSession("session", "ledger", "id", "archive", "folder", "", {}, 60.0)
     runner = Runner(workspace.plan(TWO).file, session, {}, Progress(events.append), Interrupter())
-    runner._started[runner.step] = 0.0
     for state in ("running", "retrying", "running", "done", "done", "running"):  # reports may be late
         runner._on_state("work/name=a", state, "It broke." if state == "retrying" else None)
     runner._on_state("work/name=b", "waiting", "It runs on elsewhere as process 7.")

@@ -13,13 +13,12 @@ import threading
 import time
 from collections import Counter
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from vmsnix_ops import files
 from vmsnix_ops.errors import FleetError, PlanError, ToolMissingError, nearest
-from vmsnix_ops.progress import Event
+from vmsnix_ops.progress import Step
 from vmsnix_ops.redaction import Redactor, secret_values
 from vmsnix_ops.runbooks.execution._interrupts import Interrupter, signals
 from vmsnix_ops.runbooks.fleet import worker
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from vmsnix_ops.progress import Kind, Progress
+    from vmsnix_ops.progress import Progress
     from vmsnix_ops.runbooks.fleet.ledger import Document
     from vmsnix_ops.runbooks.fleet.plan_file import Dask, PlanFile
     from vmsnix_ops.runbooks.fleet.worker import FleetTarget
@@ -96,8 +95,6 @@ def connected(dask: Dask, *, log: Path, environment: Mapping[str, str] | None = 
     Dask's own log is written to `log`. The workers of this machine get the variables of this process and
     those of `environment`. A `FleetError` if the scheduler does not answer.
     """
-    need_dask()
-    check_address(dask)
     import dask as dask_module
     from distributed import Client, LocalCluster
     from distributed.security import Security
@@ -178,31 +175,30 @@ def check_workers(client: Any, targets: Sequence[FleetTarget]) -> None:
             )
 
 
-@dataclass
 class Runner:
     """Submits the targets of a plan to Dask, and collects their documents."""
 
-    plan: PlanFile
-    session: worker.FleetSession
-    environment: Mapping[str, str]  # for the workers of this machine
-    progress: Progress
-    interrupter: Interrupter  # the first interrupt lets the runs clean up, the second kills their kernels
-    documents: list[Document] = field(default_factory=list)
-    _states: dict[str, str] = field(default_factory=dict)
-    _started: dict[str, float] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    @property
-    def step(self) -> str:
-        """Name of the fleet in the display."""
-        return f"fleet {self.plan.name}"
+    def __init__(
+        self,
+        plan: PlanFile,
+        session: worker.FleetSession,
+        environment: Mapping[str, str],  # for the workers of this machine
+        progress: Progress,
+        interrupter: Interrupter,  # the first interrupt lets the runs clean up, the second kills the kernels
+    ) -> None:
+        self.plan, self.session, self.environment = plan, session, environment
+        self.progress, self.interrupter = progress, interrupter
+        self.documents: list[Document] = []
+        self._fleet = Step(f"fleet {plan.name}", progress.report, len(plan.targets))
+        self._running: dict[str, Step] = {}
+        self._states: dict[str, str] = {}
+        self._lock = threading.Lock()
 
     def run(self, log: Path) -> FleetError | None:
         """Run the targets that are not done. Return the error of the fleet itself, not of a target."""
         targets, ledger = self.plan.targets, Ledger(self.session.ledger)
         results: dict[str, Document] = {}
-        self._started[self.step] = time.monotonic()
-        self._show(self.step, "started")
+        self._fleet.emit("started")
         try:
             results |= {
                 one.name: found for one in targets if one.is_done(found := worker.state_of(one, ledger))
@@ -218,7 +214,7 @@ class Runner:
         finally:
             self.documents = [results.get(one.name) or worker.state_of(one, ledger) for one in targets]
             counts = Counter(document["state"] for document in self.documents)
-            self._show(self.step, "finished" if set(counts) == {"done"} else "failed", counted_states(counts))
+            self._fleet.emit("finished" if set(counts) == {"done"} else "failed", counted_states(counts))
 
     def _run(self, client: Any, results: dict[str, Document]) -> FleetError | None:
         from distributed import wait
@@ -279,23 +275,14 @@ class Runner:
             if state == "retrying":
                 LOGGER.warning("%s failed: trying again.", line(target))
             if state == "running":
-                self._started[target] = time.monotonic()
-                self._show(target, "started")
-            elif state in OPEN or target not in self._started:
-                self._show(self.step, "message", f"{target} is {state}" + (f": {error}" if error else ""))
+                self._running[target] = Step(target, self.progress.report)
+                self._running[target].emit("started")
+            elif state in OPEN or target not in self._running:
+                self._fleet.message(f"{target} is {state}" + (f": {error}" if error else ""))
             else:
-                self._show(target, "finished" if state == "done" else "failed", error or "")
+                self._running[target].emit("finished" if state == "done" else "failed", error or "")
             if state not in OPEN:
-                self._show(self.step, "advanced")
-
-    def _show(self, step: str, kind: Kind, message: str = "") -> None:
-        """Show an event of a target, or of the fleet."""
-        done, total = 0, None
-        if step == self.step:
-            done = sum(state not in OPEN for state in self._states.values())
-            total = len(self.plan.targets)
-        seconds = time.monotonic() - self._started[step]
-        self.progress.report(Event(step, kind, done, total, "items", message, seconds))
+                self._fleet.advance(1)
 
 
 class _SafeFormatter(logging.Formatter):
