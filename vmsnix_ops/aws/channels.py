@@ -5,7 +5,6 @@ The channels (``candidate``, ``stable``) are a setting, so a mistyped channel is
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
@@ -76,7 +75,7 @@ def _newest(ours: Iterable[Ami], image: str) -> Ami | None:
     return usable[-1] if usable else None
 
 
-def check_usable(ami: Ami, *, owner: str, now: datetime) -> Ami:
+def check_usable(ami: Ami, *, owner: str) -> Ami:
     """Return the AMI if a channel may be set to it.
 
     Refuse AMIs of other accounts and of other tools, and those that are not available, are deprecated, or are
@@ -105,7 +104,7 @@ def check_usable(ami: Ami, *, owner: str, now: datetime) -> Ami:
             else "Choose another AMI.",
         )
     retiring.check_not_retired(ami)
-    if ami.deprecated_at is not None and ami.deprecated_at <= now:
+    if ami.deprecated:
         raise errors.RegistrationError(
             f"{where} has been deprecated since {ami.deprecated_at:%Y-%m-%d %H:%M} UTC.",
             why="A deprecated AMI is not for new use.",
@@ -124,7 +123,7 @@ def check_still_usable(ec2: EC2Client, ami_id: str, *, owner: str) -> Ami:
             why="It was deregistered in the meantime.",
             fix="Choose another AMI.",
         )
-    return check_usable(found, owner=owner, now=datetime.now(UTC))
+    return check_usable(found, owner=owner)
 
 
 def check_repeatedly(ec2: EC2Client, ami_id: str, *, owner: str) -> None:

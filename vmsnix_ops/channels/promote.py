@@ -282,7 +282,7 @@ def plan(
     if not ami and not image:
         raise errors.ParameterError("No AMI given.", fix="Add --ami, or --image for the image's newest AMI.")
     found = channels.find_ami(home.ec2, home.ssm, ami, image=image, settings=settings)
-    source = channels.check_usable(found, owner=home.account, now=datetime.now(UTC))
+    source = channels.check_usable(found, owner=home.account)
     baked_in = source.tags.get(tagging.ADMIN_KEYS, "")
     check_public(public, confirm_public, home.account, f"{baked_in} keys" if baked_in else "")
     source_snapshots = snapshots.check_snapshots_of(home.ec2, source)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from vmsnix_ops import errors
@@ -20,6 +19,7 @@ from vmsnix_ops.progress import NO_STEP, Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from datetime import datetime
 
     from types_boto3_ec2.client import EC2Client
     from types_boto3_service_quotas.client import ServiceQuotasClient
@@ -218,7 +218,7 @@ class CopyStep(PromotionStep):
         request, source = context.request, context.request.source
         found = image_copy.find_copy(context.ec2, image_copy.ImageCopy(source, context.kms_key))
         if found is not None and found.state == "available":
-            context.ami = channels.check_usable(found, owner=source.account, now=datetime.now(UTC))
+            context.ami = channels.check_usable(found, owner=source.account)
             missing = image_copy.missing_tags(source, found)
             if missing:
                 return StepCheck(False, f"add the tags {', '.join(sorted(missing))} to {found.ami_id}")

@@ -13,7 +13,6 @@ from __future__ import annotations
 import re
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
@@ -374,7 +373,7 @@ def plan(
     home = check_home(region, settings=settings, session=session)
     ec2 = home.ec2
     found = channels.find_ami(ec2, home.ssm, ami, image=image, settings=home.settings)
-    tested = channels.check_usable(found, owner=home.account, now=datetime.now(UTC))
+    tested = channels.check_usable(found, owner=home.account)
     snapshots.check_snapshots_of(ec2, tested)
     kind = instance_type or instances.INSTANCE_TYPES.get(tested.architecture, "")
     if not kind:
