@@ -285,11 +285,7 @@ def _uploads(s3: S3Client, bucket: str, key: str) -> Iterator[MultipartUploadTyp
 
 
 def _abort(s3: S3Client, bucket: str, key: str, upload_id: str) -> None:
-    try:
-        s3.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload_id)
-    except s3.exceptions.ClientError as error:
-        if code_of(error) != "NoSuchUpload":
-            raise
+    if_found(lambda: s3.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload_id), "NoSuchUpload")
 
 
 def _send(
@@ -434,10 +430,11 @@ def list_multipart_uploads(s3: S3Client, bucket: str, prefix: str) -> Iterator[B
 
 def _part_bytes(s3: S3Client, bucket: str, key: str, upload_id: str) -> int:
     pages = read_listing(s3.list_parts, ("PartNumberMarker",), Bucket=bucket, Key=key, UploadId=upload_id)
-    try:
-        return sum(part["Size"] for page in pages for part in page.get("Parts") or ())
-    except s3.exceptions.NoSuchUpload:  # it was completed or aborted in the meantime
-        return 0
+    # Without this upload, it was completed or aborted in the meantime.
+    return (
+        if_found(lambda: sum(p["Size"] for page in pages for p in page.get("Parts") or ()), "NoSuchUpload")
+        or 0
+    )
 
 
 # Checks of the bucket.

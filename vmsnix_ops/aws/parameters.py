@@ -21,7 +21,7 @@ from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.iam.permissions import needs
 from vmsnix_ops.aws.polling import PollInterval, PollResult, poll
-from vmsnix_ops.aws.session import calling, retry
+from vmsnix_ops.aws.session import calling, if_found, retry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -200,11 +200,8 @@ def _options(name: str, region: str) -> str:
 def find_parameter(ssm: SSMClient, name: str) -> ChannelParameter | None:
     """Return a channel's parameter, or ``None`` if there is none of that name."""
     with calling(f"read the parameter {name}"):
-        try:
-            answer = ssm.get_parameter(Name=name)
-        except ssm.exceptions.ParameterNotFound:
-            return None
-    return _parse(answer["Parameter"], ssm.meta.region_name)
+        answer = if_found(lambda: ssm.get_parameter(Name=name), "ParameterNotFound")
+    return _parse(answer["Parameter"], ssm.meta.region_name) if answer else None
 
 
 @needs("ssm:GetParametersByPath")
@@ -220,11 +217,9 @@ def list_parameters(ssm: SSMClient, prefix: str) -> list[ChannelParameter]:
 def read_history(ssm: SSMClient, name: str) -> list[ParameterVersion]:
     """Return the last hundred values of a channel, oldest first; an empty list without a parameter."""
     with calling(f"read the history of the parameter {name}"):
-        try:
-            pages = list(ssm.get_paginator("get_parameter_history").paginate(Name=name))
-        except ssm.exceptions.ParameterNotFound:
-            return []
-    found = [
+        pages = ssm.get_paginator("get_parameter_history").paginate(Name=name)
+        found = if_found(lambda: [one for page in pages for one in page["Parameters"]], "ParameterNotFound")
+    versions = [
         ParameterVersion(
             version=one["Version"],
             value=one["Value"],
@@ -234,10 +229,9 @@ def read_history(ssm: SSMClient, name: str) -> list[ParameterVersion]:
             labels=tuple(one.get("Labels") or ()),
             tier=one.get("Tier") or "Standard",
         )
-        for page in pages
-        for one in page["Parameters"]
+        for one in found or ()
     ]
-    return sorted(found, key=lambda version: version.version)
+    return sorted(versions, key=lambda version: version.version)
 
 
 @needs("ssm:GetParameter", "ssm:PutParameter", "ssm:AddTagsToResource", "ssm:GetParameterHistory")
