@@ -36,7 +36,7 @@ from vmsnix_ops.aws.ebs_direct.journal import DigestJournal, lock_journal
 from vmsnix_ops.aws.iam.permissions import needs, needs_of
 from vmsnix_ops.aws.references import AMI_ID
 from vmsnix_ops.aws.regions import check_regions, home_region
-from vmsnix_ops.aws.session import calling, client, code_of
+from vmsnix_ops.aws.session import calling, client, if_found
 from vmsnix_ops.aws.session import session as default_session
 from vmsnix_ops.boot.measurements import check_store, measure
 from vmsnix_ops.disk.digests import NONE, Digests
@@ -541,13 +541,9 @@ def _object(session: boto3.Session, region: str, place: str) -> bytes | None:
     bucket, _, key = place.removeprefix("s3://").partition("/")
     if not bucket or not key:
         return None
+    s3, missing = client(session, "s3", region), ("NoSuchKey", "NoSuchBucket", "404")
     with calling(f"read {place}"):
-        try:
-            return client(session, "s3", region).get_object(Bucket=bucket, Key=key)["Body"].read()
-        except Exception as error:
-            if code_of(error) not in ("NoSuchKey", "NoSuchBucket", "404"):
-                raise
-            return None
+        return if_found(lambda: s3.get_object(Bucket=bucket, Key=key)["Body"].read(), *missing)
 
 
 class _Records:
@@ -659,8 +655,6 @@ class _Planning:
             try:
                 ami = _find(ec2, word)
                 found += [] if ami is None else [self.target(ec2, ami)]
-            except errors.CredentialsError:
-                raise
             except errors.AwsError as error:
                 found.append(_unreadable(Proof(region, word), error))
         if found:
@@ -703,8 +697,6 @@ class _Planning:
             return target.ended("not provable", "no identity", f"No identity to compare with. {why}", fix)
         try:
             listed = manifests.list_indices(client(self.records.session, "ebs", ami.region), root)
-        except errors.CredentialsError:
-            raise
         except errors.AwsError as error:
             return _unreadable(target, error)
         target = replace(target, listed=len(listed), gets=len(listed))
@@ -818,7 +810,9 @@ def _not_readable(ec2: EC2Client, target: Proof, snapshot: Snapshot) -> Proof | 
 
 
 def _unreadable(target: Proof, error: errors.AwsError) -> Proof:
-    """Return the target with its verdict if AWS refuses to read it."""
+    """Return the target with its verdict if AWS refuses to read it; raise errors of the credentials."""
+    if isinstance(error, errors.CredentialsError):
+        raise error
     answer = getattr(error.__cause__, "response", None) or {}
     words = f"{error.why} {answer.get('Reason', '')}"
     if target.encrypted and any(word in words for word in _KEY):
@@ -844,8 +838,6 @@ def _of(expected: Expected) -> str:
 
 def _chance(target: Proof) -> str:
     """Return a sentence about the probability that a sample misses a change."""
-    if target.sample is None:
-        return ""
     one, some = _undetected(target, 1), _undetected(target, 0.01)
     return (
         f"The probability that a change is not detected is {one:.3g} for one block, and {some:.3g} for 1 % "
@@ -928,8 +920,6 @@ def _proof(plan: ProofPlan, target: Proof, step: Step) -> Proof:
         return target
     try:
         found, only = _read(plan, target, step)
-    except errors.CredentialsError:
-        raise
     except errors.AwsError as error:
         return _unreadable(target, error)
     expected = target.blocks
@@ -972,8 +962,6 @@ def _measured(plan: ProofPlan, proof: Proof) -> Proof:
             return proof
         why = f"{error.what} {error.why}"
         return replace(proof, verdict="differs", reason="content", why=why, fix=_REPLACE)
-    except errors.CredentialsError:
-        raise
     except errors.AwsError as error:
         return _unreadable(proof, error)
     values = measurement_tags(found) if found is not None else {}
