@@ -13,9 +13,10 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 from vmsnix_ops import errors
 from vmsnix_ops.aws import error_codes
@@ -145,9 +146,9 @@ class _WorkerPool:
         for listener in self.listeners:
             listener.join()  # it may still read the last message of its worker
         for worker in self.workers:
-            for stream in (worker.stdin, worker.stdout):
-                if stream is not None:
-                    _close(stream)
+            for stream in cast("tuple[IO[str], IO[str]]", (worker.stdin, worker.stdout)):
+                with suppress(BrokenPipeError):  # the worker has ended
+                    stream.close()
 
     def open(self, where: wire.BlockEndpoint) -> None:
         """Send every worker its job."""
@@ -169,7 +170,11 @@ class _WorkerPool:
             try:
                 number, message = self.inbox.get(timeout=max(deadline - time.monotonic(), 0))
             except queue.Empty:
-                raise _too_long(self.job) from None
+                raise errors.DeadlineError(
+                    f"The transfer of the blocks of {self.job.snapshot_id} timed out.",
+                    why="It took longer than its time limit.",
+                    fix="Run the same command again: it continues from the transferred blocks.",
+                ) from None
             if message is None:
                 raise BlockRefusedError("WorkerDied", f"with exit code {self.workers[number].wait()}", -1)
             if "done" in message:
@@ -205,18 +210,10 @@ class _WorkerPool:
             self._send(asking, {"keys": asdict(fresh)})
 
     def _send(self, number: int, message: dict[str, Any]) -> None:
-        stream = self._input(number)
-        try:
+        stream = cast("IO[str]", self.workers[number].stdin)
+        with suppress(BrokenPipeError):  # the worker has ended, and the inbox gets its last message
             stream.write(json.dumps(message) + "\n")
             stream.flush()
-        except BrokenPipeError:
-            return  # the worker has ended, and the inbox gets its last message
-
-    def _input(self, number: int) -> IO[str]:
-        stream = self.workers[number].stdin
-        if stream is None:
-            raise RuntimeError("a worker was started without an input")
-        return stream
 
     def _start(self, number: int) -> subprocess.Popen[str]:
         # In its own session, so that Ctrl-C reaches only the parent, which ends its workers after it has
@@ -246,21 +243,6 @@ def _batches(items: Collection[Item], threads: int) -> Iterator[Sequence[Item]]:
     left = iter(items)
     while batch := list(islice(left, size)):
         yield batch
-
-
-def _close(stream: IO[str]) -> None:
-    try:
-        stream.close()
-    except BrokenPipeError:
-        return  # the worker has ended
-
-
-def _too_long(job: TransferJob) -> errors.DeadlineError:
-    return errors.DeadlineError(
-        f"The transfer of the blocks of {job.snapshot_id} timed out.",
-        why="It took longer than its time limit.",
-        fix="Run the same command again: it continues from the transferred blocks.",
-    )
 
 
 def _failure(failed: dict[str, Any], job: TransferJob) -> errors.VmsnixError:

@@ -262,7 +262,8 @@ def locked(
     files.make_folder(path.parent)
     file = _lock(path, on_busy, step)
     try:
-        me = {"pid": os.getpid(), "host": socket.gethostname(), "since": _now(), "doing": doing}
+        since = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S UTC}"
+        me = {"pid": os.getpid(), "host": socket.gethostname(), "since": since, "doing": doing}
         with suppress(OSError):  # on a full disk the owner is not recorded
             os.truncate(file, 0)
             os.pwrite(file, json.dumps(me).encode(), 0)
@@ -315,12 +316,6 @@ def _lock_owner(file: int) -> str:
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # a process of another user
-        return True
+    except OSError as error:
+        return isinstance(error, PermissionError)  # a process of another user
     return True
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -62,11 +62,6 @@ class ServerAddress:
     context: ssl.SSLContext | None = None  # settings of TLS; None without TLS
 
     @property
-    def tunnels(self) -> bool:
-        """Whether the proxy forwards an encrypted connection."""
-        return bool(self.proxy) and self.scheme == "https"
-
-    @property
     def proxy_headers(self) -> dict[str, str]:
         """The headers with the user and password for the proxy."""
         parts = urllib.parse.urlsplit(self.proxy)
@@ -142,7 +137,7 @@ class Connection:
         try:
             made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._socket = made
-            if route.tunnels:
+            if route.proxy and route.scheme == "https":
                 self._tunnel()
             if route.context is not None:
                 made = route.context.wrap_socket(made, server_hostname=route.host)
