@@ -94,6 +94,7 @@ class Registration:
         root: EbsBlockDeviceTypeDef = {**self.root_volume, "SnapshotId": self.snapshot_id}
         if "VolumeSize" in root:
             root["VolumeSize"] = max(root["VolumeSize"], snapshot_gib)
+        tags = {**self.tags, tagging.UEFI_DATA: uefi_digest(self.uefi_data)}
         request: RegisterImageRequestTypeDef = {
             "Name": self.name,
             "Description": self.description,
@@ -102,7 +103,7 @@ class Registration:
             "VirtualizationType": "hvm",
             "EnaSupport": self.ena_support,
             "BlockDeviceMappings": [{"DeviceName": self.root_device, "Ebs": root}, *self.disks],
-            "TagSpecifications": tagging.tag_specifications("image", self.all_tags()),
+            "TagSpecifications": tagging.tag_specifications("image", tags),
         }
         optional = {
             "BootMode": self.boot_mode,
@@ -112,11 +113,6 @@ class Registration:
             "UefiData": self.uefi_data,
         }
         return request | cast("RegisterImageRequestTypeDef", {k: v for k, v in optional.items() if v})
-
-    def all_tags(self) -> dict[str, str]:
-        """Return the AMI's tags, with the digest of its UEFI data if it has any."""
-        digest = uefi_digest(self.uefi_data)
-        return {**self.tags, **({tagging.UEFI_DATA: digest} if digest else {})}
 
     def facts(self) -> dict[str, str]:
         """Return the same facts as `Ami.facts` of an AMI with this registration."""
@@ -410,7 +406,6 @@ def register_ami(
                 existing = retry(
                     lambda: _must_find(ec2, registration.name), "NotYetVisible", seconds=NAME_SECONDS
                 )
-                ami_id = existing.ami_id
     wanted = registration.facts()
     if existing is not None:
         check_same_registration(existing, digest=digest, facts=wanted)
