@@ -263,14 +263,11 @@ def import_error(task: ImportTask, source: Source) -> errors.ImportFailedError:
     message = task.message or f"the task is {task.status}"
     if "404 Not Found" in message:
         fix = (
-            f"Run the same command again: s3://{source.bucket}/{source.key} was deleted before AWS read "
-            "it, for example by another publish of the same image."
+            f"Run the same command again: {source.url} was deleted before AWS read it, for example by "
+            "another publish of the same image."
         )
     elif "403" in message or "access" in message.lower():
-        fix = (
-            f"Let the role {source.role_name} read s3://{source.bucket}/{source.key} (s3:GetObject, "
-            "s3:GetBucketLocation)."
-        )
+        fix = f"Let the role {source.role_name} read {source.url} (s3:GetObject, s3:GetBucketLocation)."
     elif "Disk validation failed" in message:
         fix = (
             f"Check that the image is a valid {source.format} disk (vmsnix checks it before uploading; "
@@ -312,7 +309,7 @@ def _start(
     }
     if source.kms_key:
         request |= {"Encrypted": True, "KmsKeyId": source.kms_key}
-    with calling(f"start the import of s3://{source.bucket}/{source.key}"):
+    with calling(f"start the import of {source.url}"):
         try:
             call, wait = partial(ec2.import_snapshot, **request), source.role_wait_seconds
             wanted = partial(retry, call, "InvalidParameter", containing="service role", seconds=wait)
