@@ -154,6 +154,11 @@ def missing_parameter(name: str) -> ApiError:
     return ApiError("MissingParameter", f"The request must contain the parameter {name}")
 
 
+def invalid_value(text: str) -> ApiError:
+    """Return ``InvalidParameterValue``."""
+    return ApiError("InvalidParameterValue", text)
+
+
 IMAGE_NAME = re.compile(r"[A-Za-z0-9()\[\] ./\-'@_]{3,128}")
 ARCHITECTURES = ("i386", "x86_64", "arm64", "x86_64_mac", "arm64_mac")
 BOOT_MODES = ("legacy-bios", "uefi", "uefi-preferred")
@@ -198,7 +203,7 @@ def check_one_of(
     if value in known or value in _documented_values(parameter):
         raise not_emulated(f"the value {value!r} of the parameter {parameter!r}")
     text = f"Value ({value}) for parameter {parameter} is invalid. Expected one of: {', '.join(allowed)}."
-    raise ApiError("InvalidParameterValue", text)
+    raise invalid_value(text)
 
 
 def attribute_name(name: str | None, allowed: Collection[str], shape: str) -> str:
@@ -216,8 +221,8 @@ def attribute_name(name: str | None, allowed: Collection[str], shape: str) -> st
 def check_description(text: str | None) -> None:
     """Check that a description has at most 255 characters."""
     if text is not None and len(text) > MAX_DESCRIPTION:
-        message = f"Character sets beyond {MAX_DESCRIPTION} characters are not supported for description."
-        raise ApiError("InvalidParameterValue", message)  # text from memory
+        text = f"Character sets beyond {MAX_DESCRIPTION} characters are not supported for description."
+        raise invalid_value(text)  # text from memory
 
 
 def check_registration(params: Params) -> None:
@@ -231,8 +236,7 @@ def check_registration(params: Params) -> None:
     check_description(params.get("Description"))
     if params.get("TpmSupport") and params.get("BootMode") != "uefi":
         # Documented: NitroTPM needs the UEFI boot mode; text from memory.
-        text = "The parameter TpmSupport requires the boot mode uefi."
-        raise ApiError("InvalidParameterCombination", text)
+        raise ApiError("InvalidParameterCombination", "The parameter TpmSupport requires the boot mode uefi.")
     if params.get("VirtualizationType", "paravirtual") == "paravirtual":
         for parameter in ("EnaSupport", "SriovNetSupport", "BootMode", "TpmSupport"):
             if params.get(parameter):
@@ -440,6 +444,8 @@ def recycled(context: Context, table: str) -> dict[str, Recycled]:
 AWS_PREFIX = "aws:"
 """The prefix of the tags that only AWS sets and deletes."""
 
+RESERVED = "Tag keys starting with 'aws:' are reserved for internal use"
+
 MAX_TAGS, MAX_TAG_KEY, MAX_TAG_VALUE, MAX_EBS_TAG_VALUE = 50, 127, 256, 255
 
 
@@ -448,21 +454,15 @@ def check_tags(tags: Iterable[dict[str, Any]], *, longest: int = MAX_TAG_VALUE) 
     found: dict[str, str] = {}
     for tag in tags:
         key, value = tag.get("Key", ""), tag.get("Value") or ""
-        if not key:
-            raise ApiError("InvalidParameterValue", "Tag key cannot be null or empty")
-        if key.lower().startswith(AWS_PREFIX):
-            raise ApiError(
-                "InvalidParameterValue", "Tag keys starting with 'aws:' are reserved for internal use"
-            )
-        if len(key) > MAX_TAG_KEY:
-            raise ApiError(
-                "InvalidParameterValue", f"Tag key exceeds the maximum length of {MAX_TAG_KEY} characters"
-            )
-        if len(value) > longest:
-            text = f"Tag value exceeds the maximum length of {longest} characters"
-            raise ApiError("InvalidParameterValue", text)
-        if key in found:
-            raise ApiError("InvalidParameterValue", f"Duplicate tag key '{key}' specified.")
+        for refused, text in (
+            (not key, "Tag key cannot be null or empty"),
+            (key.lower().startswith(AWS_PREFIX), RESERVED),
+            (len(key) > MAX_TAG_KEY, f"Tag key exceeds the maximum length of {MAX_TAG_KEY} characters"),
+            (len(value) > longest, f"Tag value exceeds the maximum length of {longest} characters"),
+            (key in found, f"Duplicate tag key '{key}' specified."),
+        ):
+            if refused:
+                raise invalid_value(text)
         found[key] = value
     return _check_tag_count(found)
 
@@ -484,16 +484,13 @@ def tags_at_creation(params: Params, *resource_types: str) -> dict[str, dict[str
     for specification in params.get("TagSpecifications") or []:
         kind = specification.get("ResourceType", "")
         if kind not in found:
-            text = f"'{kind}' is not a valid taggable resource type for this operation."
-            raise ApiError("InvalidParameterValue", text)
+            raise invalid_value(f"'{kind}' is not a valid taggable resource type for this operation.")
         if kind in seen:
-            raise ApiError(
-                "InvalidParameterValue", f"Tag specification resource type '{kind}' is given twice."
-            )
+            raise invalid_value(f"Tag specification resource type '{kind}' is given twice.")
         seen.add(kind)
         tags = specification.get("Tags") or []
         if not tags:
-            raise ApiError("InvalidParameterValue", "Tag specification must have at least one tag")
+            raise invalid_value("Tag specification must have at least one tag")
         found[kind] = check_tags(tags)
     return found
 
@@ -534,8 +531,7 @@ def delete_tags(context: Context, params: Params) -> dict[str, Any]:
     """Remove tags by key, by key and value, or all but those of AWS."""
     resources = [_find_tagged(context, resource_id) for resource_id in params["Resources"]]
     if any(tag.get("Key", "").lower().startswith(AWS_PREFIX) for tag in params.get("Tags") or ()):
-        text = "Tag keys starting with 'aws:' are reserved for internal use"
-        raise ApiError("InvalidParameterValue", text)
+        raise invalid_value(RESERVED)
     for resource in resources:
         if "Tags" not in params:
             kept = {key: value for key, value in resource.tags.items() if key.startswith(AWS_PREFIX)}

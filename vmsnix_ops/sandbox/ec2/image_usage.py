@@ -19,6 +19,7 @@ from vmsnix_ops.sandbox.ec2.common import (
     find_own,
     find_own_or_all,
     image_parameters,
+    invalid_value,
     new_id,
     tags_at_creation,
 )
@@ -188,8 +189,7 @@ def _instance_references(context: Context, states: list[str]) -> Iterator[tuple[
 def _template_references(context: Context, depths: list[str]) -> Iterator[tuple[str, str]]:
     depth = int(depths[0]) if depths and depths[0].isdecimal() else (0 if depths else DEFAULT_DEPTH)
     if not 1 <= depth <= MAX_DEPTH:
-        text = f"Value ({depths}) for parameter version-depth is invalid."
-        raise ApiError("InvalidParameterValue", text)
+        raise invalid_value(f"Value ({depths}) for parameter version-depth is invalid.")
     for template in context.table("launch_templates").values():
         newest = sorted(template.versions, reverse=True)[:depth]
         for image_id in {template.versions[number].data.get("ImageId", "") for number in newest}:

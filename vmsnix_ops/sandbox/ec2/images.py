@@ -22,6 +22,7 @@ from vmsnix_ops.sandbox.ec2.common import (
     choose_encryption,
     find_of_any_account,
     find_token_result,
+    invalid_value,
     is_managed_key,
     new_id,
     permission_changes,
@@ -422,7 +423,7 @@ def enable_image_deprecation(context: Context, params: Params) -> dict[str, Any]
     limit = image.created + 2 * YEAR if image.public() else now + 10 * YEAR
     if not now <= moment <= limit:
         text = f"Value ({format_time(moment)}) for parameter DeprecateAt is invalid."  # text from memory
-        raise ApiError("InvalidParameterValue", text)
+        raise invalid_value(text)
     half_up = moment + timedelta(seconds=30)
     image.deprecate_at = half_up.replace(second=0, microsecond=0)
     image.deprecation_set = now
@@ -770,6 +771,5 @@ def _source_snapshot(context: Context, source: Image, snapshot_id: str) -> Any:
     """Return a snapshot of the source image. It must be shared too, or the image cannot be copied."""
     original = find_of_any_account(context, SNAPSHOT, snapshot_id, region=source.region)
     if original is None or not original.readable_by(context.account, context.clock):
-        text = "You do not have permission to access the storage of this ami"
-        raise ApiError("InvalidRequest", text)
+        raise ApiError("InvalidRequest", "You do not have permission to access the storage of this ami")
     return original

@@ -25,6 +25,7 @@ from vmsnix_ops.sandbox.ec2.common import (
     find_own,
     find_own_or_all,
     find_token_result,
+    invalid_value,
     missing_parameter,
     new_id,
     record_token_result,
@@ -77,8 +78,7 @@ def _check_launch(context: Context, image: Image, kind: InstanceType, launch: Pa
             "InvalidAMIID.Unavailable", f"The image ID '{image.image_id}' is not available: it is {state}"
         )
     if image.architecture not in kind.architectures:
-        raise ApiError(
-            "InvalidParameterValue",
+        raise invalid_value(
             f"The architecture '{','.join(kind.architectures)}' of the specified instance type does not "
             f"match the architecture '{image.architecture}' of the specified AMI. Specify an instance type "
             "and an AMI that have matching architectures, and try again. You can use "
@@ -88,7 +88,7 @@ def _check_launch(context: Context, image: Image, kind: InstanceType, launch: Pa
     if image.boot_mode and _boot_mode(image, kind) not in kind.boot_modes:
         # The code is documented, the text is from memory.
         text = f"The boot mode '{image.boot_mode}' of the AMI is not one of the instance type '{kind.name}'."
-        raise ApiError("InvalidParameterValue", text)
+        raise invalid_value(text)
     if kind.ena == "required" and not image.ena:
         raise ApiError(
             "InvalidParameterCombination",
@@ -123,7 +123,7 @@ def _instance_profile(context: Context, launch: Params) -> dict[str, Any]:
         return {"IamInstanceProfile": {"Arn": known.arn, "Id": known.entity_id}}
     if name not in context.table("roles", region=""):
         text = f"Value ({name}) for parameter iamInstanceProfile.name is invalid. "
-        raise ApiError("InvalidParameterValue", f"{text}Invalid IAM Instance Profile name")
+        raise invalid_value(f"{text}Invalid IAM Instance Profile name")
     account = context.arn("iam", "", region="").rstrip(":")
     shown = {"Arn": f"{account}:instance-profile/{name}", "Id": unique_id("AIPA", account, name)}
     return {"IamInstanceProfile": shown}
@@ -446,8 +446,7 @@ def launch_network(context: Context, launch: Params) -> LaunchNetwork:
     )
     if zone not in (None, subnet.zone):
         # The code is documented, the text is from memory.
-        text = f"The subnet '{subnet.subnet_id}' is not in the availability zone '{zone}'."
-        raise ApiError("InvalidParameterValue", text)
+        raise invalid_value(f"The subnet '{subnet.subnet_id}' is not in the availability zone '{zone}'.")
     wanted = launch.get("SecurityGroupIds") or interface.get("Groups") or []
     groups = find_groups(context, wanted, launch.get("SecurityGroups") or [])
     public = bool(interface.get("AssociatePublicIpAddress", True))
@@ -472,7 +471,7 @@ def _launch_count(context: Context, kind: InstanceType, params: Params) -> int:
         text = (
             f"Value ({least}) for parameter minCount is invalid. It must be between 1 and maxCount ({most})."
         )
-        raise ApiError("InvalidParameterValue", text)
+        raise invalid_value(text)
     alive = [i for i in context.table("instances").values() if i.terminating is None]
     used = sum(find_instance_type(i.instance_type).processors for i in alive)
     possible = (MAX_VCPUS - used) // kind.processors
@@ -697,7 +696,7 @@ def modify_instance_attribute(context: Context, params: Params) -> dict[str, Any
         kind = find_instance_type(value)
         if instance.architecture not in kind.architectures:
             text = f"The architecture '{instance.architecture}' is not one of the instance type '{value}'."
-            raise ApiError("InvalidParameterValue", text)  # text from memory
+            raise invalid_value(text)  # text from memory
         instance.instance_type = kind.name
         cores = {"CoreCount": kind.cores, "ThreadsPerCore": kind.threads_per_core}
         instance.details = instance.details | {"CpuOptions": cores}

@@ -22,6 +22,7 @@ from vmsnix_ops.sandbox.ec2.common import (
     VPC,
     find_own,
     find_own_or_all,
+    invalid_value,
     missing_parameter,
     new_id,
     tags_at_creation,
@@ -68,7 +69,7 @@ def describe_regions(context: Context, params: Params) -> dict[str, Any]:
     names = params.get("RegionNames") or []
     for name in names:
         if name not in known:
-            raise ApiError("InvalidParameterValue", f"Invalid region names: [{name}]")
+            raise invalid_value(f"Invalid region names: [{name}]")
     regions = list(known.values())
     if names:
         regions = [region for region in regions if region["RegionName"] in names]
@@ -91,7 +92,7 @@ def zone_ids(region: str) -> list[str]:
 def check_zone(context: Context, zone: str) -> None:
     """Check that this region has a zone."""
     if zone not in zones_of(context.region):
-        raise ApiError("InvalidParameterValue", f"Invalid availability zone: [{zone}]")
+        raise invalid_value(f"Invalid availability zone: [{zone}]")
 
 
 def zone_id(zone: str) -> str:
@@ -131,7 +132,7 @@ def describe_availability_zones(context: Context, params: Params) -> dict[str, A
     for name in names:
         check_zone(context, name)
     for unknown in [one for one in ids if one not in zone_ids(context.region)]:
-        raise ApiError("InvalidParameterValue", f"Invalid availability zone-id: [{unknown}]")
+        raise invalid_value(f"Invalid availability zone-id: [{unknown}]")
     zones = [zone for zone in zones if not names or zone in names]
     zones = [zone for zone in zones if not ids or zone_id(zone) in ids]
     views = [_zone_view(context, zone) for zone in zones]
@@ -555,8 +556,7 @@ def authorize_security_group_ingress(context: Context, params: Params) -> dict[s
         raise not_emulated("a call of ec2:AuthorizeSecurityGroupIngress without rules")
     for rule in rules:
         if rule in group.ingress:
-            text = "the specified rule already exists"
-            raise ApiError("InvalidPermission.Duplicate", text)
+            raise ApiError("InvalidPermission.Duplicate", "the specified rule already exists")
     group.ingress += rules
     return {"Return": True, "SecurityGroupRules": list(_rule_entries(group, rules))}
 

@@ -21,6 +21,7 @@ from vmsnix_ops.sandbox.ec2.common import (
     find_own,
     find_own_or_all,
     find_token_result,
+    invalid_value,
     is_managed_key,
     key_not_accessible,
     missing_parameter,
@@ -289,8 +290,7 @@ def add_snapshot_copy(
 def copy_snapshot(context: Context, params: Params) -> dict[str, Any]:
     """Start a copy of a snapshot in the region of the call."""
     if params.get("DestinationRegion", context.region) != context.region:
-        text = "The destination region must be the region that the request is sent to."
-        raise ApiError("InvalidParameterValue", text)
+        raise invalid_value("The destination region must be the region that the request is sent to.")
     tags = tags_at_creation(params, "snapshot")["snapshot"]
     source = find_usable_snapshot(context, params["SourceSnapshotId"], region=params["SourceRegion"])
     minutes = params.get("CompletionDurationMinutes")
@@ -313,8 +313,7 @@ def copy_snapshot(context: Context, params: Params) -> dict[str, Any]:
 def check_completion_minutes(minutes: int | None) -> None:
     """Check that a completion duration is a multiple of 15 minutes, up to 48 hours."""
     if minutes is not None and (minutes % 15 or not 15 <= minutes <= 2880):
-        text = f"Value ({minutes}) for parameter completionDurationMinutes is invalid."
-        raise ApiError("InvalidParameterValue", text)
+        raise invalid_value(f"Value ({minutes}) for parameter completionDurationMinutes is invalid.")
 
 
 def images_of_snapshot(context: Context, snapshot_id: str) -> list[str]:
@@ -498,8 +497,7 @@ def lock_snapshot(context: Context, params: Params) -> dict[str, Any]:
     mode, cool_off = params["LockMode"], params.get("CoolOffPeriod") or 0
     check_one_of("lockMode", mode, ("compliance", "governance"))
     if cool_off and (mode != "compliance" or cool_off not in COOL_OFF_HOURS):
-        text = f"Value ({cool_off}) for parameter coolOffPeriod is invalid."  # text from memory
-        raise ApiError("InvalidParameterValue", text)
+        raise invalid_value(f"Value ({cool_off}) for parameter coolOffPeriod is invalid.")  # text from memory
     now = context.clock.now()
     lock = SnapshotLock(mode, now, _lock_expiry(params, now), cool_off)
     before = snapshot.lock
@@ -520,13 +518,13 @@ def _lock_expiry(params: Params, now: datetime) -> datetime:
         raise ApiError("InvalidParameterCombination", text)
     if days is not None:
         if days not in LOCK_DAYS:
-            raise ApiError("InvalidParameterValue", f"Value ({days}) for parameter lockDuration is invalid.")
+            raise invalid_value(f"Value ({days}) for parameter lockDuration is invalid.")
         return now + timedelta(days=days)
     if date is None:
         text = "The request must contain the parameter lockDuration or expirationDate"
         raise ApiError("MissingParameter", text)
     if date <= now:
-        raise ApiError("InvalidParameterValue", "The expiration date must be in the future.")
+        raise invalid_value("The expiration date must be in the future.")
     return date
 
 
@@ -596,8 +594,7 @@ def restore_snapshot_tier(context: Context, params: Params) -> dict[str, Any]:
         raise ApiError("InvalidParameterCombination", text)
     days = params.get("TemporaryRestoreDays", 1)
     if days not in RESTORE_DAYS:
-        text = f"Value ({days}) for parameter temporaryRestoreDays is invalid."
-        raise ApiError("InvalidParameterValue", text)
+        raise invalid_value(f"Value ({days}) for parameter temporaryRestoreDays is invalid.")
     clock, last = context.clock, snapshot.tiering
     if last is None or not last.completed(clock) or last.operation == "permanent-restore":
         raise ApiError("IncorrectState", f"The snapshot {snapshot.snapshot_id} is not archived.")
@@ -729,7 +726,7 @@ def check_volume_type(kind: str, size: int, iops: int | None, throughput: int | 
     smallest, largest = SIZES[kind]
     if not smallest <= size <= largest:
         text = f"Volume of {size}GiB is invalid for volume type {kind}: between {smallest} and {largest}."
-        raise ApiError("InvalidParameterValue", text)  # text from memory
+        raise invalid_value(text)  # text from memory
     if kind in ("io1", "io2") and iops is None:
         raise ApiError("MissingParameter", f"The parameter iops must be specified for {kind} volumes.")
     if iops is not None:
@@ -737,15 +734,14 @@ def check_volume_type(kind: str, size: int, iops: int | None, throughput: int | 
             text = f"The parameter iops is not supported for {kind} volumes."
             raise ApiError("InvalidParameterCombination", text)
         if not IOPS[kind][0] <= iops <= IOPS[kind][1]:
-            text = f"Volume iops of {iops} is not between {IOPS[kind][0]} and {IOPS[kind][1]}."
-            raise ApiError("InvalidParameterValue", text)
+            raise invalid_value(f"Volume iops of {iops} is not between {IOPS[kind][0]} and {IOPS[kind][1]}.")
     if throughput is not None:
         if kind != "gp3":
             text = f"The parameter throughput is not supported for {kind} volumes."
             raise ApiError("InvalidParameterCombination", text)
         if not THROUGHPUT[0] <= throughput <= THROUGHPUT[1]:
             text = f"Throughput of {throughput} is not between {THROUGHPUT[0]} and {THROUGHPUT[1]}."
-            raise ApiError("InvalidParameterValue", text)
+            raise invalid_value(text)
 
 
 def check_volume_size(size: int, snapshot_id: str, snapshot_gib: int) -> None:

@@ -15,6 +15,7 @@ from vmsnix_ops.sandbox.ec2.common import (
     LAUNCH_TEMPLATE,
     find_own,
     find_token_result,
+    invalid_value,
     new_id,
     record_token_result,
     resolve_image_id,
@@ -268,7 +269,7 @@ def describe_launch_template_versions(context: Context, params: Params) -> dict[
         if not wanted:
             raise ApiError("MissingParameter", WRONG_VERSIONS)
         if not set(wanted) <= {"$Latest", "$Default"}:
-            raise ApiError("InvalidParameterValue", WRONG_VERSIONS)
+            raise invalid_value(WRONG_VERSIONS)
     least, most = int(params.get("MinVersion", 1)), int(params.get("MaxVersion", 2**31))
     found = []
     for template in chosen:
