@@ -9,7 +9,6 @@ texts are from memory.
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 import re
@@ -35,36 +34,25 @@ SNAPSHOT_ID = re.compile(r"snap-([0-9a-f]{8}|[0-9a-f]{17})")
 
 def _validation_error(reason: str, text: str) -> ApiError:
     """Return a ``ValidationException`` with a reason."""
-    return ApiError("ValidationException", text, status=400, Reason=reason)
+    return ApiError("ValidationException", text, Reason=reason)
 
 
-def _snapshot_not_found(snapshot_id: str) -> ApiError:
-    """Return a ``ResourceNotFoundException`` for a snapshot."""
-    text = f"The snapshot '{snapshot_id}' does not exist."
-    return ApiError("ResourceNotFoundException", text, status=404, Reason="SNAPSHOT_NOT_FOUND")
-
-
-def _check_snapshot_id(snapshot_id: str) -> None:
+def _find_snapshot(context: Context, snapshot_id: str, *, own: bool = True) -> EmulatedSnapshot:
+    """Return a snapshot in this region, of the caller or of any account."""
     if not SNAPSHOT_ID.fullmatch(snapshot_id):
-        text = f"The snapshot ID '{snapshot_id}' is not valid."
-        raise _validation_error("INVALID_SNAPSHOT_ID", text)
-
-
-def _find_own_snapshot(context: Context, snapshot_id: str) -> EmulatedSnapshot:
-    """Return a snapshot of the caller in this region."""
-    _check_snapshot_id(snapshot_id)
+        raise _validation_error("INVALID_SNAPSHOT_ID", f"The snapshot ID '{snapshot_id}' is not valid.")
     found: EmulatedSnapshot | None = context.table("snapshots").get(snapshot_id)
+    if found is None and not own:
+        found = context.tables.find("snapshots", context.region, snapshot_id)
     if found is None:
-        raise _snapshot_not_found(snapshot_id)
+        text = f"The snapshot '{snapshot_id}' does not exist."
+        raise ApiError("ResourceNotFoundException", text, status=404, Reason="SNAPSHOT_NOT_FOUND")
     return found
 
 
 def _find_readable_snapshot(context: Context, snapshot_id: str) -> EmulatedSnapshot:
     """Return a completed snapshot of the caller, or one that is shared with it."""
-    _check_snapshot_id(snapshot_id)
-    found: EmulatedSnapshot | None = context.tables.find("snapshots", context.region, snapshot_id)
-    if found is None:
-        raise _snapshot_not_found(snapshot_id)
+    found = _find_snapshot(context, snapshot_id, own=False)
     if not found.readable_by(context.account, context.clock):
         text = f"You are not allowed to read the snapshot '{snapshot_id}'."
         raise ApiError("AccessDeniedException", text, status=403, Reason="UNAUTHORIZED_ACCOUNT")
@@ -152,7 +140,7 @@ def _find_parent(context: Context, params: Params) -> EmulatedSnapshot | None:
     parent_id = params.get("ParentSnapshotId")
     if parent_id is None:
         return None
-    parent = _find_own_snapshot(context, parent_id)
+    parent = _find_snapshot(context, parent_id)
     state = parent.state(context.clock)
     if state != "completed":
         text = f"The parent snapshot '{parent_id}' is not completed: it is {state}."
@@ -220,7 +208,7 @@ def _open_upload(context: Context, snapshot: EmulatedSnapshot) -> DirectUpload:
 )
 def put_snapshot_block(context: Context, params: Params) -> dict[str, Any]:
     """Write one block. Only the record of its digest needs the state lock."""
-    snapshot = _find_own_snapshot(context, params["SnapshotId"])
+    snapshot = _find_snapshot(context, params["SnapshotId"])
     upload = _open_upload(context, snapshot)
     index = params["BlockIndex"]
     if index >= snapshot.size_gib * BLOCKS_PER_GIB:
@@ -230,7 +218,7 @@ def put_snapshot_block(context: Context, params: Params) -> dict[str, Any]:
         text = f"The data length must be {BLOCK_BYTES} bytes, not {params['DataLength']}."
         raise _validation_error("INVALID_PARAMETER_VALUE", text)
     digest = bytes.fromhex(context.blocks.receive(_block_pieces(context)))
-    if digest != _decode_checksum(params["Checksum"]):
+    if digest != _decode_base64(params["Checksum"]):
         raise _validation_error("INVALID_BLOCK", "The checksum does not match the data of the block.")
     with context.lock:
         # The snapshot may have been completed, or have expired, while this block was received.
@@ -253,11 +241,11 @@ def _block_pieces(context: Context) -> Iterator[memoryview]:
         raise _validation_error("INVALID_BLOCK", f"The block has {total} bytes, not {BLOCK_BYTES}.")
 
 
-def _decode_checksum(checksum: str) -> bytes:
-    """Return the bytes of a base64 checksum; empty for other text."""
+def _decode_base64(text: str) -> bytes:
+    """Return the bytes of a base64 text; empty for other text."""
     try:
-        return base64.b64decode(checksum, validate=True)
-    except binascii.Error:
+        return base64.b64decode(text, validate=True)
+    except ValueError:
         return b""
 
 
@@ -271,7 +259,7 @@ def complete_snapshot(context: Context, params: Params) -> dict[str, Any]:
 
     With ``status_message`` in the outcome of a fault rule, it becomes ``error`` with this text.
     """
-    snapshot = _find_own_snapshot(context, params["SnapshotId"])
+    snapshot = _find_snapshot(context, params["SnapshotId"])
     if snapshot.upload is None and snapshot.direct:
         return {"Status": snapshot.state(context.clock)}  # a repeated call, such as after a lost answer
     upload = _open_upload(context, snapshot)
@@ -301,55 +289,40 @@ def _check_aggregate(params: Params, upload: DirectUpload) -> None:
     aggregate = hashlib.sha256()
     for index in sorted(upload.written):
         aggregate.update(upload.written[index])
-    if aggregate.digest() != _decode_checksum(params["Checksum"]):
+    if aggregate.digest() != _decode_base64(params["Checksum"]):
         text = "The checksum does not match the checksums of the blocks that were written."
         raise _validation_error("INVALID_PARAMETER_VALUE", text)
 
 
 BLOCK_TOKEN_LIFETIME, PAGE_TOKEN_LIFETIME = timedelta(days=7), timedelta(minutes=60)
 _CONTENT = struct.Struct(">QI")
-_SIGNATURE_BYTES = 16
 
 
-class TokenSigner:
-    """Creates and checks the tokens of one purpose, such as the blocks of one snapshot.
+def _make_token(context: Context, purpose: str, number: int, expires: datetime) -> str:
+    """Return a token of a block index or of the first index of a page.
 
-    AWS does not document the content of its tokens. They must match ``^[A-Za-z0-9+/=]+$``. The signing key is
-    kept in the sandbox's tables. The tokens are valid for `life`; those that this object creates expire at
-    `expires`.
+    AWS does not document the content of its tokens. They must match ``^[A-Za-z0-9+/=]+$``.
     """
+    content = _CONTENT.pack(number, int(expires.timestamp()))
+    return base64.b64encode(content + _sign(context, purpose, content)).decode("ascii")
 
-    def __init__(
-        self, context: Context, purpose: str, life: timedelta, expires: datetime | None = None
-    ) -> None:
-        table = context.tables.table("", "", "ebs_secret")
-        key = table.setdefault("key", secrets.token_bytes(32))
-        self._base = hashlib.blake2b(purpose.encode(), key=key, digest_size=_SIGNATURE_BYTES)
-        self._clock, self._life = context.clock, life
-        self._expires = int(expires.timestamp()) if expires is not None else 0
 
-    def token(self, number: int) -> str:
-        """Return the token of a block index or of the first index of a page."""
-        content = _CONTENT.pack(number, self._expires)
-        return base64.b64encode(content + self._sign(content)).decode("ascii")
+def _read_token(context: Context, purpose: str, token: str, life: timedelta) -> int | None:
+    """Return the number in a token; None when the token is invalid or has expired."""
+    raw = _decode_base64(token)
+    content, signature = raw[: _CONTENT.size], raw[_CONTENT.size :]
+    if len(content) < _CONTENT.size or not hmac.compare_digest(signature, _sign(context, purpose, content)):
+        return None
+    number, expires = _CONTENT.unpack(content)
+    end = datetime.fromtimestamp(expires, UTC)
+    return None if context.clock.is_past(end, since=end - life) else int(number)
 
-    def number(self, token: str) -> int | None:
-        """Return the number in a token; None when the token is invalid or has expired."""
-        try:
-            raw = base64.b64decode(token, validate=True)
-        except (binascii.Error, ValueError):
-            return None
-        content, signature = raw[: _CONTENT.size], raw[_CONTENT.size :]
-        if len(content) < _CONTENT.size or not hmac.compare_digest(signature, self._sign(content)):
-            return None
-        number, expires = _CONTENT.unpack(content)
-        end = datetime.fromtimestamp(expires, UTC)
-        return None if self._clock.is_past(end, since=end - self._life) else int(number)
 
-    def _sign(self, content: bytes) -> bytes:
-        signing = self._base.copy()
-        signing.update(content)
-        return signing.digest()
+def _sign(context: Context, purpose: str, content: bytes) -> bytes:
+    """Sign a token for one purpose, such as the blocks of one snapshot, with a key in the state."""
+    table = context.tables.table("", "", "ebs_secret")
+    key = table.get("key") or table.setdefault("key", secrets.token_bytes(32))
+    return hashlib.blake2b(purpose.encode() + b"\0" + content, key=key, digest_size=16).digest()
 
 
 # Read and compare
@@ -364,18 +337,15 @@ def _page(
     size = params.get("MaxResults", MAX_RESULTS)
     start = params.get("StartingBlockIndex", 0)
     if params.get("NextToken"):  # documented: StartingBlockIndex is ignored then
-        found = TokenSigner(context, purpose, PAGE_TOKEN_LIFETIME).number(params["NextToken"])
+        found = _read_token(context, purpose, params["NextToken"], PAGE_TOKEN_LIFETIME)
         if found is None:
             raise _validation_error("INVALID_PAGE_TOKEN", "The page token is not valid, or has expired.")
         start = found
     ordered = sorted(indices)
     first = bisect_left(ordered, start)
     shown, rest = ordered[first : first + size], ordered[first + size : first + size + 1]
-    if not rest:
-        return shown, None
-    return shown, TokenSigner(
-        context, purpose, PAGE_TOKEN_LIFETIME, context.clock.now() + PAGE_TOKEN_LIFETIME
-    ).token(rest[0])
+    expires = context.clock.now() + PAGE_TOKEN_LIFETIME
+    return shown, _make_token(context, purpose, rest[0], expires) if rest else None
 
 
 def _list_answer(context: Context, snapshot: EmulatedSnapshot, token: str | None) -> dict[str, Any]:
@@ -387,15 +357,8 @@ def _list_answer(context: Context, snapshot: EmulatedSnapshot, token: str | None
     return answer | ({"NextToken": token} if token else {})
 
 
-def _block_tokens(
-    context: Context, snapshot: EmulatedSnapshot, answer: dict[str, Any] | None = None
-) -> TokenSigner:
-    return TokenSigner(
-        context,
-        f"block {snapshot.snapshot_id}",
-        BLOCK_TOKEN_LIFETIME,
-        answer["ExpiryTime"] if answer else None,
-    )
+def _block_token(context: Context, snapshot: EmulatedSnapshot, index: int, answer: dict[str, Any]) -> str:
+    return _make_token(context, f"block {snapshot.snapshot_id}", index, answer["ExpiryTime"])
 
 
 @operation("ebs", "ListSnapshotBlocks", "MaxResults NextToken SnapshotId StartingBlockIndex")
@@ -404,8 +367,8 @@ def list_snapshot_blocks(context: Context, params: Params) -> dict[str, Any]:
     snapshot = _find_readable_snapshot(context, params["SnapshotId"])
     shown, token = _page(context, params, f"list {snapshot.snapshot_id}", snapshot.blocks)
     answer = _list_answer(context, snapshot, token)
-    signer = _block_tokens(context, snapshot, answer)
-    return answer | {"Blocks": [{"BlockIndex": index, "BlockToken": signer.token(index)} for index in shown]}
+    tokens = {index: _block_token(context, snapshot, index, answer) for index in shown}
+    return answer | {"Blocks": [{"BlockIndex": i, "BlockToken": token} for i, token in tokens.items()]}
 
 
 @operation(
@@ -426,15 +389,13 @@ def list_changed_blocks(context: Context, params: Params) -> dict[str, Any]:
     purpose = f"changed {params.get('FirstSnapshotId', '')} {second.snapshot_id}"
     shown, token = _page(context, params, purpose, changed)
     answer = _list_answer(context, second, token)
-    old = _block_tokens(context, first, answer) if first is not None else None
-    new = _block_tokens(context, second, answer)
     blocks = []
     for index in shown:
         block: dict[str, Any] = {"BlockIndex": index}
-        if old is not None and index in before:
-            block["FirstBlockToken"] = old.token(index)
+        if first is not None and index in before:
+            block["FirstBlockToken"] = _block_token(context, first, index, answer)
         if index in after:
-            block["SecondBlockToken"] = new.token(index)
+            block["SecondBlockToken"] = _block_token(context, second, index, answer)
         blocks.append(block)
     return answer | {"ChangedBlocks": blocks}
 
@@ -444,7 +405,9 @@ def get_snapshot_block(context: Context, params: Params) -> dict[str, Any]:
     """Return one block with its checksum."""
     snapshot = _find_readable_snapshot(context, params["SnapshotId"])
     index = params["BlockIndex"]
-    if _block_tokens(context, snapshot).number(params["BlockToken"]) != index or index not in snapshot.blocks:
+    purpose = f"block {snapshot.snapshot_id}"
+    found = _read_token(context, purpose, params["BlockToken"], BLOCK_TOKEN_LIFETIME)
+    if found != index or index not in snapshot.blocks:
         raise _validation_error(
             "INVALID_BLOCK_TOKEN", "The block token is not valid for this block, or has expired."
         )
