@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from vmsnix_ops.sandbox.core import Clock, Context, Params
     from vmsnix_ops.sandbox.ec2.common import ResourceKind
-    from vmsnix_ops.sandbox.ec2.resources import EmulatedSnapshot, Image
+    from vmsnix_ops.sandbox.ec2.resources import EmulatedSnapshot
 
 
 IN_BIN_TAG = "aws:recycle-bin:resource-in-bin"
@@ -97,14 +97,6 @@ def delete_or_recycle(context: Context, table: str, resource_id: str, *, retaina
         recycled(context, table)[resource_id] = Recycled(resource, context.clock.now(), max(days))
 
 
-def restore(context: Context, table: str, resource_id: str) -> Any:
-    """Move a resource from the bin back to its table, and return it."""
-    resource = recycled(context, table).pop(resource_id).resource
-    del resource.tags[IN_BIN_TAG]
-    context.table(table)[resource_id] = resource
-    return resource
-
-
 # Rules
 
 
@@ -120,7 +112,7 @@ PAGES = Paging(
 
 def _rule_view(rule: RetentionRule, clock: Clock) -> dict[str, Any]:
     """Return a rule as GetRule shows it."""
-    view: dict[str, Any] = {
+    return {
         "Identifier": rule.rule_id,
         "RuleArn": rule.arn,
         "Description": rule.description,
@@ -130,7 +122,6 @@ def _rule_view(rule: RetentionRule, clock: Clock) -> dict[str, Any]:
         "ExcludeResourceTags": _tag_view(rule.excluded),
         "Status": rule.status(clock),
     }
-    return view
 
 
 def _tag_view(tags: list[tuple[str, str | None]]) -> list[dict[str, str]]:
@@ -151,9 +142,12 @@ def _read_days(params: Params) -> int:
     return days
 
 
-def _check_rule(rule: RetentionRule) -> None:
+def _store_rule(context: Context, rule: RetentionRule) -> dict[str, Any]:
+    """Store a new or changed rule after the check of its tags, and return it as GetRule shows it."""
     if rule.matching and rule.excluded:
         raise _validation_error("Exclusion tags can't be specified for a tag-level retention rule.")
+    context.table("retention_rules")[rule.rule_id] = rule
+    return _rule_view(rule, context.clock)
 
 
 def _check_resource_type(resource_type: str) -> str:
@@ -162,11 +156,7 @@ def _check_resource_type(resource_type: str) -> str:
     return resource_type
 
 
-def _find_rule(context: Context, params: Params) -> RetentionRule:
-    return _existing_rule(context, params["Identifier"])
-
-
-def _existing_rule(context: Context, rule_id: str) -> RetentionRule:
+def _find_rule(context: Context, rule_id: str) -> RetentionRule:
     found: RetentionRule | None = context.table("retention_rules").get(rule_id)
     if found is None:
         text = f"The rule {rule_id} was not found."
@@ -193,15 +183,13 @@ def create_rule(context: Context, params: Params) -> dict[str, Any]:
         excluded=_read_tags(params, "ExcludeResourceTags"),
         tags={tag["Key"]: tag["Value"] for tag in params.get("Tags") or ()},
     )
-    _check_rule(rule)
-    context.table("retention_rules")[rule_id] = rule
-    return _rule_view(rule, context.clock) | {"Tags": tag_list(rule.tags)}
+    return _store_rule(context, rule) | {"Tags": tag_list(rule.tags)}
 
 
 @operation("rbin", "GetRule", "Identifier")
 def get_rule(context: Context, params: Params) -> dict[str, Any]:
     """Return a rule."""
-    return _rule_view(_find_rule(context, params), context.clock)
+    return _rule_view(_find_rule(context, params["Identifier"]), context.clock)
 
 
 @operation(
@@ -211,10 +199,9 @@ def get_rule(context: Context, params: Params) -> dict[str, Any]:
 )
 def update_rule(context: Context, params: Params) -> dict[str, Any]:
     """Change the given members of a rule."""
-    rule = _find_rule(context, params)
+    changed = replace(_find_rule(context, params["Identifier"]))
     if "ResourceType" in params:  # documented as not supported
         raise _validation_error("The resource type of a rule can't be changed.")
-    changed = replace(rule)
     if "RetentionPeriod" in params:
         changed.days = _read_days(params)
     if "Description" in params:
@@ -223,15 +210,13 @@ def update_rule(context: Context, params: Params) -> dict[str, Any]:
         changed.matching = _read_tags(params, "ResourceTags")
     if "ExcludeResourceTags" in params:
         changed.excluded = _read_tags(params, "ExcludeResourceTags")
-    _check_rule(changed)
-    context.table("retention_rules")[rule.rule_id] = changed
-    return _rule_view(changed, context.clock)
+    return _store_rule(context, changed)
 
 
 @operation("rbin", "DeleteRule", "Identifier")
 def delete_rule(context: Context, params: Params) -> dict[str, Any]:
     """Delete a rule. The resources that it retained stay in the bin."""
-    rule = _find_rule(context, params)
+    rule = _find_rule(context, params["Identifier"])
     del context.table("retention_rules")[rule.rule_id]
     return {}
 
@@ -261,54 +246,58 @@ def _tagged_rule(context: Context, params: Params) -> RetentionRule:
     prefix = context.arn("rbin", "rule/")
     if not re.fullmatch(r"arn:\S+:rbin:[a-z\-0-9]{0,63}:[0-9]{12}:rule/[0-9a-zA-Z]{11}", arn):
         raise _validation_error(f"The resource ARN {arn} is invalid.")
-    return _existing_rule(context, arn.removeprefix(prefix))
+    return _find_rule(context, arn.removeprefix(prefix))
 
 
 register_tags("rbin", _tagged_rule, "ResourceArn", ("TagResource", "UntagResource", "ListTagsForResource"))
 
 
-def _page(
-    context: Context, params: Params, kind: ResourceKind, resource_ids: list[str] | None
-) -> tuple[list[tuple[str, Recycled]], dict[str, str]]:
-    """Return one page of recycled resources with their IDs, and the ``NextToken`` member of the answer."""
+def _list_recycled(
+    context: Context, params: Params, kind: ResourceKind, ids: str, members: dict[str, str]
+) -> dict[str, Any]:
+    """Return one page of the recycled resources that a request names, or of all of a kind.
+
+    `ids` is the parameter with their IDs, and `members` has the fields that the answer shows, by member.
+    """
     found = recycled(context, kind.table)
-    wanted = dict.fromkeys(resource_ids) if resource_ids else dict.fromkeys(found)
-    select_visible(kind, found, list(wanted))
+    wanted = list(dict.fromkeys(params.get(ids) or found))
+    select_visible(kind, found, wanted)
     shown, more = paginate(context, params, wanted, str)
-    return [(one, found[one]) for one in shown], more
-
-
-def _times(one: Recycled) -> dict[str, Any]:
-    return {"RecycleBinEnterTime": one.entered, "RecycleBinExitTime": one.exits}
+    views = [
+        {ids.removesuffix("s"): one}
+        | {member: getattr(found[one].resource, field) for member, field in members.items()}
+        | {"RecycleBinEnterTime": found[one].entered, "RecycleBinExitTime": found[one].exits}
+        for one in shown
+    ]
+    return {ids.replace("Id", ""): views} | more
 
 
 @operation("ec2", "ListImagesInRecycleBin", "ImageIds MaxResults NextToken")
 def list_images_in_recycle_bin(context: Context, params: Params) -> dict[str, Any]:
     """Return the images of this account in the bin."""
-    shown, more = _page(context, params, IMAGE, params.get("ImageIds"))
-    views = []
-    for image_id, one in shown:
-        names = {"Name": one.resource.name, "Description": one.resource.description}
-        views.append({"ImageId": image_id, **names, **_times(one)})
-    return {"Images": views} | more
+    members = {"Name": "name", "Description": "description"}
+    return _list_recycled(context, params, IMAGE, "ImageIds", members)
 
 
 @operation("ec2", "ListSnapshotsInRecycleBin", "MaxResults NextToken SnapshotIds")
 def list_snapshots_in_recycle_bin(context: Context, params: Params) -> dict[str, Any]:
     """Return the snapshots of this account in the bin."""
-    shown, more = _page(context, params, SNAPSHOT, params.get("SnapshotIds"))
-    views = []
-    for snapshot_id, one in shown:
-        names = {"VolumeId": one.resource.volume_id, "Description": one.resource.description}
-        views.append({"SnapshotId": snapshot_id, **names, **_times(one)})
-    return {"Snapshots": views} | more
+    members = {"VolumeId": "volume_id", "Description": "description"}
+    return _list_recycled(context, params, SNAPSHOT, "SnapshotIds", members)
 
 
-def _find_recycled(context: Context, kind: ResourceKind, resource_id: str) -> Any:
+def _restore(context: Context, kind: ResourceKind, resource_id: str) -> Any:
+    """Move a resource from the bin back to its table, and return it."""
     check_id(kind, resource_id)
     if resource_id not in recycled(context, kind.table):
         raise resource_not_found(kind, resource_id)
-    return recycled(context, kind.table)[resource_id].resource
+    resource = recycled(context, kind.table)[resource_id].resource
+    for snapshot_id in resource.snapshot_ids() if kind is IMAGE else ():
+        if context.tables.find(SNAPSHOT.table, context.region, snapshot_id) is None:
+            raise resource_not_found(SNAPSHOT, snapshot_id)
+    del recycled(context, kind.table)[resource_id], resource.tags[IN_BIN_TAG]
+    context.table(kind.table)[resource_id] = resource
+    return resource
 
 
 @operation("ec2", "RestoreSnapshotFromRecycleBin", "SnapshotId")
@@ -317,8 +306,7 @@ def restore_snapshot_from_recycle_bin(context: Context, params: Params) -> dict[
 
     The answer has the state ``recovering``, but the snapshot "is immediately available for use" (documented).
     """
-    _find_recycled(context, SNAPSHOT, params["SnapshotId"])
-    snapshot: EmulatedSnapshot = restore(context, SNAPSHOT.table, params["SnapshotId"])
+    snapshot: EmulatedSnapshot = _restore(context, SNAPSHOT, params["SnapshotId"])
     return {
         "SnapshotId": snapshot.snapshot_id,
         "Description": snapshot.description,
@@ -338,9 +326,5 @@ def restore_image_from_recycle_bin(context: Context, params: Params) -> dict[str
 
     AWS documents this condition, but not the error. Assumption: it is that of an unknown snapshot.
     """
-    image: Image = _find_recycled(context, IMAGE, params["ImageId"])
-    for snapshot_id in image.snapshot_ids():
-        if context.tables.find(SNAPSHOT.table, context.region, snapshot_id) is None:
-            raise resource_not_found(SNAPSHOT, snapshot_id)
-    restore(context, IMAGE.table, image.image_id)
+    _restore(context, IMAGE, params["ImageId"])
     return {"Return": True}
