@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from vmsnix_ops.disk.formats import open_image
-from vmsnix_ops.sandbox.core import ApiError, Params, operation, tags_member
+from vmsnix_ops.sandbox.core import ApiError, Params, given, operation, tag_list
 from vmsnix_ops.sandbox.ec2.common import (
     IMPORT_TASK,
     KEY_NOT_ACCESSIBLE,
@@ -40,11 +40,12 @@ from vmsnix_ops.sandbox.ec2.common import (
     find_token_result,
     missing_parameter,
     new_id,
+    new_snapshot,
     record_token_result,
     tags_at_creation,
 )
 from vmsnix_ops.sandbox.ec2.filters import describe
-from vmsnix_ops.sandbox.ec2.resources import BLOCK_BYTES, GIB, EmulatedImportTask, EmulatedSnapshot
+from vmsnix_ops.sandbox.ec2.resources import BLOCK_BYTES, GIB, EmulatedImportTask
 from vmsnix_ops.sandbox.iam import policies_of_identity
 from vmsnix_ops.sandbox.policies import ALLOWED, AccessRequest, evaluate, trust_policy_allows
 from vmsnix_ops.sandbox.s3.buckets import s3_denial_reason
@@ -61,19 +62,12 @@ VM_IMPORT_SERVICE = "vmie.amazonaws.com"
 ASSUME_ROLE_REQUEST = AccessRequest("sts:AssumeRole", "*", {"sts:externalid": ["vmimport"]})
 
 
-def _check_role(context: Context, role_name: str, bucket: str, key: str) -> None:
-    """Check that VM Import can use a role for a bucket.
-
-    The error has one text for all causes: the role does not exist, does not trust VM Import, or has no
-    permissions. When the role may use the bucket but not read this object, the task fails later.
-    """
-    resources = {"s3:GetObject": f"{bucket}/{key}", "s3:GetBucketLocation": bucket, "s3:ListBucket": bucket}
-    if not any(_role_allows(context, role_name, action, arn) for action, arn in resources.items()):
-        raise unusable_role(role_name)
-
-
 def unusable_role(role_name: str) -> ApiError:
-    """Return the error for a role that VM Import cannot use."""
+    """Return the error for a role that VM Import cannot use.
+
+    Its text is the same for all causes: the role does not exist, does not trust VM Import, or has no
+    permissions.
+    """
     text = f"The service role {role_name} provided does not exist or does not have sufficient permissions"
     return ApiError("InvalidParameter", text)
 
@@ -119,7 +113,6 @@ logger = logging.getLogger("vmsnix_ops.sandbox")
 READ_SECONDS = 10.0
 """Real seconds that one call reads the source of a task. Clients time out after a minute by default."""
 
-NOT_LOCAL = "The given S3 object is not local to the region"
 VALIDATION_FAILED = "ClientError: Disk validation failed"
 
 
@@ -151,17 +144,21 @@ def _source_location(container: Params) -> tuple[str, str, str]:
 
 
 def _check_source_access(context: Context, role_name: str, bucket: str, key: str) -> None:
-    """Check what AWS checks before it creates the task: the role, and the region of the bucket."""
-    _check_role(context, role_name, bucket, key)
+    """Check what AWS checks before it creates the task: the role, and the region of the bucket.
+
+    When the role may use the bucket but not read this object, the task fails later.
+    """
+    resources = {"s3:GetObject": f"{bucket}/{key}", "s3:GetBucketLocation": bucket, "s3:ListBucket": bucket}
+    if not any(_role_allows(context, role_name, action, arn) for action, arn in resources.items()):
+        raise unusable_role(role_name)
     found = find_bucket(context.tables, bucket)
     if found is not None and found.region != context.region:
-        raise ApiError("InvalidParameter", NOT_LOCAL)
+        raise ApiError("InvalidParameter", "The given S3 object is not local to the region")
 
 
 def _check_source(context: Context, task: EmulatedImportTask) -> None:
     """Raise `SourceError` when the object is missing, changed, or the role may not read it."""
-    bucket = find_bucket(context.tables, task.bucket)
-    reason = ""
+    bucket, reason = find_bucket(context.tables, task.bucket), ""
     if not _role_allows(context, task.role_name, "s3:GetObject", f"{task.bucket}/{task.key}"):
         reason = "403 Forbidden"
     elif bucket is None or task.key not in bucket.objects:
@@ -174,9 +171,11 @@ def _check_source(context: Context, task: EmulatedImportTask) -> None:
         # AWS's text is not known. A snapshot must not contain blocks of two objects.
         raise SourceError(f"{VALIDATION_FAILED} [The given resource was changed while it was read]")
     if reason:
-        raise SourceError(
-            f"{VALIDATION_FAILED} [We do not have access to the given resource. Reason {reason}]"
-        )
+        raise _no_access(reason)
+
+
+def _no_access(reason: str) -> SourceError:
+    return SourceError(f"{VALIDATION_FAILED} [We do not have access to the given resource. Reason {reason}]")
 
 
 def _role_decrypts(context: Context, task: EmulatedImportTask, headers: Mapping[str, object]) -> bool:
@@ -189,12 +188,10 @@ def _role_decrypts(context: Context, task: EmulatedImportTask, headers: Mapping[
 def _reader(context: Context, task: EmulatedImportTask) -> Iterator[ObjectReader]:
     _check_source(context, task)
     try:
-        reader = open_object(context.tables, context.folder, task.bucket, task.key)
-        with reader:
+        with open_object(context.tables, context.folder, task.bucket, task.key) as reader:
             yield reader
     except FileNotFoundError as error:  # it was deleted while it was read
-        reason = "We do not have access to the given resource. Reason 404 Not Found"
-        raise SourceError(f"{VALIDATION_FAILED} [{reason}]") from error
+        raise _no_access("404 Not Found") from error
 
 
 @contextmanager
@@ -244,8 +241,7 @@ def _read_blocks(context: Context, task: EmulatedImportTask) -> None:
     A large disk is read in several calls, so that no client times out.
     """
     kept: dict[int, bytes] = {}
-    enough = time.monotonic() + READ_SECONDS
-    done = True
+    enough, done = time.monotonic() + READ_SECONDS, True
     with _reader(context, task) as reader:
         for index, data in _blocks(reader, task):
             kept[index] = bytes.fromhex(context.blocks.put(data))
@@ -260,22 +256,17 @@ def _read_blocks(context: Context, task: EmulatedImportTask) -> None:
 
 def _blocks(reader: ObjectReader, task: EmulatedImportTask) -> Iterator[tuple[int, bytes | memoryview]]:
     """Yield the blocks with data that were not read yet."""
-    if task.image_format == "RAW":
-        yield from _raw_blocks(reader, task.next_block)
+    if task.image_format != "RAW":
+        with _image(reader, task) as image:
+            for block in image.blocks(BLOCK_BYTES, first=task.next_block):
+                yield block.index, block.data
         return
-    with _image(reader, task) as image:
-        for block in image.blocks(BLOCK_BYTES, first=task.next_block):
-            yield block.index, block.data
-
-
-def _raw_blocks(reader: ObjectReader, first: int) -> Iterator[tuple[int, bytes]]:
-    zeros = bytes(BLOCK_BYTES)
-    reader.seek(first * BLOCK_BYTES)
-    index = first
+    index, zeros = task.next_block, bytes(BLOCK_BYTES)
+    reader.seek(index * BLOCK_BYTES)
     while data := reader.read(BLOCK_BYTES):
-        block = data.ljust(BLOCK_BYTES, b"\0")
-        if block != zeros:
-            yield index, block
+        padded = data.ljust(BLOCK_BYTES, b"\0")
+        if padded != zeros:
+            yield index, padded
         index += 1
 
 
@@ -352,35 +343,27 @@ def _complete(context: Context, task: EmulatedImportTask) -> None:
     with context.lock:
         if task.outcome:
             return
-        now = context.clock.now()
-        context.table("snapshots")[task.snapshot_id] = EmulatedSnapshot(
-            snapshot_id=task.snapshot_id,
-            owner=task.owner,
-            region=task.region,
-            size_gib=task.disk_gib,
-            started=now,
-            since=now,
+        snapshot = new_snapshot(
+            context,
+            task.disk_gib,
             description=f"Created by AWS-VMImport service for {task.task_id}",
-            lineage=task.snapshot_id,
             encrypted=task.encrypted,
             kms_key=task.kms_key,
             blocks=task.blocks,
         )
+        task.snapshot_id = snapshot.snapshot_id
         _end_task(context, task, "completed")
 
 
 def _task_state(context: Context, task: EmulatedImportTask) -> dict[str, Any]:
     """Return the members of SnapshotTaskDetail that change with time."""
     if task.outcome == "completed":
-        return {
-            "Status": "completed",
-            "DiskImageSize": float(task.size_bytes),
-            "SnapshotId": task.snapshot_id,
-        }
+        sizes = {"DiskImageSize": float(task.size_bytes)}
+        return {"Status": "completed", "SnapshotId": task.snapshot_id} | sizes
     if task.outcome:
         fresh = task.ended is not None and context.clock.age(task.ended) < DELETING_SECONDS
         ended = {"Status": "deleting" if fresh else "deleted", "DiskImageSize": 0.0}
-        return ended | ({"StatusMessage": task.message} if task.message else {})
+        return ended | given(StatusMessage=task.message)
     age = context.clock.age(task.created)
     if not task.detected:
         step, progress = "pending", 0 if age < VALIDATION_SECONDS / 2 else 3
@@ -399,21 +382,16 @@ def _task_state(context: Context, task: EmulatedImportTask) -> dict[str, Any]:
 
 def task_view(context: Context, task: EmulatedImportTask) -> dict[str, Any]:
     """Return a task as both operations show it."""
-    detail = _task_state(context, task)
-    if task.detected:
-        detail["Format"] = task.image_format
-    if task.disk_description:
-        detail["Description"] = task.disk_description
-    if task.encrypted:
-        detail |= {"Encrypted": True, "KmsKeyId": task.kms_key}
-    if task.url:
-        detail["Url"] = task.url
-    else:
-        detail["UserBucket"] = {"S3Bucket": task.bucket, "S3Key": task.key}
+    detail = _task_state(context, task) | given(
+        Format=task.image_format if task.detected else "",
+        Description=task.disk_description,
+        Encrypted=task.encrypted,
+        KmsKeyId=task.kms_key,
+        Url=task.url,
+        UserBucket={} if task.url else {"S3Bucket": task.bucket, "S3Key": task.key},
+    )
     view: dict[str, Any] = {"ImportTaskId": task.task_id, "SnapshotTaskDetail": detail}
-    if task.description:
-        view["Description"] = task.description
-    return view | tags_member(task.tags)
+    return view | given(Description=task.description, Tags=tag_list(task.tags))
 
 
 @operation(
@@ -441,9 +419,8 @@ def import_snapshot(context: Context, params: Params) -> dict[str, Any]:
     role_name = params.get("RoleName", "vmimport")
     _check_source_access(context, role_name, bucket, key)
     if sum(1 for t in table.values() if not t.outcome) >= MAX_ACTIVE_TASKS:
-        text = (
-            f"You have reached the limit of {MAX_ACTIVE_TASKS} concurrent import tasks."  # text from memory
-        )
+        # Text from memory.
+        text = f"You have reached the limit of {MAX_ACTIVE_TASKS} concurrent import tasks."
         raise ApiError("ResourceCountLimitExceeded", text)
     chosen = choose_encryption(context, wanted=params.get("Encrypted"), key=params.get("KmsKeyId"))
     usable = not params.get("KmsKeyId") or all(
@@ -464,7 +441,6 @@ def import_snapshot(context: Context, params: Params) -> dict[str, Any]:
         encrypted=chosen.encrypted,
         kms_key=chosen.key,
         tags=tags,
-        snapshot_id=new_id("snap"),
         # The text for a bad key is from memory.
         message=context.outcome.get("status_message")
         or (f"ClientError: {KEY_NOT_ACCESSIBLE}" if chosen.failure or not usable else ""),
@@ -499,10 +475,9 @@ def cancel_import_task(context: Context, params: Params) -> dict[str, Any]:
     if not task_id:
         raise missing_parameter("ImportTaskId")
     task: EmulatedImportTask = find_own(context, IMPORT_TASK, task_id)
-    if task.outcome:
-        status = _task_state(context, task)["Status"]
-        text = f"The import task {task_id} is {status} and cannot be cancelled."  # from memory
-        raise ApiError("IncorrectState", text)
     previous = _task_state(context, task)["Status"]
+    if task.outcome:
+        text = f"The import task {task_id} is {previous} and cannot be cancelled."  # from memory
+        raise ApiError("IncorrectState", text)
     _end_task(context, task, "cancelled", params.get("CancelReason", ""))
     return {"ImportTaskId": task_id, "PreviousState": previous, "State": "deleting"}
