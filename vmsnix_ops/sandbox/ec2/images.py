@@ -19,7 +19,6 @@ from vmsnix_ops.sandbox.ec2.common import (
     check_image_name,
     check_one_of,
     check_registration,
-    choose_encryption,
     find_of_any_account,
     find_token_result,
     invalid_value,
@@ -40,6 +39,7 @@ from vmsnix_ops.sandbox.ec2.snapshots import (
     check_copy_limit,
     check_volume_size,
     check_volume_type,
+    copy_encryption,
     find_usable_snapshot,
     images_of_snapshot,
     is_locked,
@@ -731,45 +731,30 @@ def _copy_snapshots(
     context: Context, params: Params, image: Image, source: Image, tags: dict[str, str]
 ) -> None:
     """Copy the snapshots of all devices, and set the duration and the outcome of the image's copy."""
-    made: dict[str, str] = {}
-    originals = {
-        snapshot_id: _source_snapshot(context, source, snapshot_id) for snapshot_id in source.snapshot_ids()
-    }
-    choices = {
-        snapshot_id: choose_encryption(
-            context,
-            wanted=params.get("Encrypted"),
-            key=params.get("KmsKeyId"),
-            source=original.encrypted,
-            source_key=original.kms_key if source.region == context.region else "",
-        )
-        for snapshot_id, original in originals.items()
-    }
-    for snapshot_id, original in originals.items():
+    planned, made = [], {}
+    for snapshot_id in source.snapshot_ids():
+        original = find_of_any_account(context, SNAPSHOT, snapshot_id, region=source.region)
+        if original is None or not original.readable_by(context.account, context.clock):
+            # The snapshot must be shared too, or the image cannot be copied.
+            raise ApiError("InvalidRequest", "You do not have permission to access the storage of this ami")
+        planned.append((snapshot_id, original, copy_encryption(context, params, original)))
+    for snapshot_id, original, chosen in planned:
         milliseconds = int(context.clock.now().timestamp() * 1000)
         duplicate = add_snapshot_copy(
             context,
             original,
-            choices[snapshot_id],
+            chosen,
             description=f"Copied for DestinationAmi {image.image_id} from SourceAmi {source.image_id} "
             f"for SourceSnapshot {snapshot_id}. Task created on {milliseconds:,}.",
             tags=dict(tags),
             minutes=params.get("SnapshotCopyCompletionDurationMinutes"),
         )
         duplicate.failure = str(context.outcome.get("state_message", duplicate.failure))
-        made[snapshot_id] = duplicate.snapshot_id
+        made[snapshot_id] = duplicate
         image.failure = image.failure or duplicate.failure
         image.seconds = max(image.seconds, duplicate.seconds + COPY_EXTRA_SECONDS)
     for mapping in image.mappings:
         ebs = mapping.get("Ebs", {})
         if ebs.get("SnapshotId") in made:
-            ebs["Encrypted"] = choices[ebs["SnapshotId"]].encrypted
-            ebs["SnapshotId"] = made[ebs["SnapshotId"]]
-
-
-def _source_snapshot(context: Context, source: Image, snapshot_id: str) -> Any:
-    """Return a snapshot of the source image. It must be shared too, or the image cannot be copied."""
-    original = find_of_any_account(context, SNAPSHOT, snapshot_id, region=source.region)
-    if original is None or not original.readable_by(context.account, context.clock):
-        raise ApiError("InvalidRequest", "You do not have permission to access the storage of this ami")
-    return original
+            duplicate = made[ebs["SnapshotId"]]
+            ebs |= {"Encrypted": duplicate.encrypted, "SnapshotId": duplicate.snapshot_id}

@@ -206,11 +206,8 @@ def _pending_seconds(base: float, block_count: int) -> float:
 def create_snapshot(context: Context, params: Params) -> dict[str, Any]:
     """Start a snapshot of the present blocks of a volume."""
     volume = find_own(context, VOLUME, params["VolumeId"])
-    table, clock = context.table("snapshots"), context.clock
-    if any(
-        s.volume_id == volume.volume_id and clock.age(s.started) < SECONDS_BETWEEN_SNAPSHOTS
-        for s in table.values()
-    ):
+    earlier = [s.started for s in context.table("snapshots").values() if s.volume_id == volume.volume_id]
+    if any(context.clock.age(started) < SECONDS_BETWEEN_SNAPSHOTS for started in earlier):
         raise ApiError(
             "SnapshotCreationPerVolumeRateExceeded",
             "The maximum per volume CreateSnapshot request rate has been exceeded. "
@@ -240,10 +237,8 @@ def add_volume_snapshot(
 
 def check_copy_limit(context: Context, wanted: int = 1) -> None:
     """Check that this region may receive more snapshot copies at once."""
-    copies = [
-        s for s in context.table("snapshots").values() if s.copied and s.state(context.clock) == "pending"
-    ]
-    if len(copies) + wanted > MAX_COPIES_IN_PROGRESS:
+    copies = (s for s in context.table("snapshots").values() if s.copied)
+    if sum(s.state(context.clock) == "pending" for s in copies) + wanted > MAX_COPIES_IN_PROGRESS:
         raise ApiError(
             "ResourceLimitExceeded",
             f"Too many snapshot copies in progress. The limit is {MAX_COPIES_IN_PROGRESS} for this "
@@ -296,18 +291,22 @@ def copy_snapshot(context: Context, params: Params) -> dict[str, Any]:
     minutes = params.get("CompletionDurationMinutes")
     check_completion_minutes(minutes)
     check_copy_limit(context)
-    source_key = source.kms_key if source.region == context.region else ""
-    chosen = choose_encryption(
+    chosen = copy_encryption(context, params, source)
+    snapshot = add_snapshot_copy(
+        context, source, chosen, description=params.get("Description", ""), tags=tags, minutes=minutes
+    )
+    return {"SnapshotId": snapshot.snapshot_id} | tags_member(tags)
+
+
+def copy_encryption(context: Context, params: Params, source: EmulatedSnapshot) -> Encryption:
+    """Return the encryption of a copy that CopySnapshot or CopyImage makes of a snapshot."""
+    return choose_encryption(
         context,
         wanted=params.get("Encrypted"),
         key=params.get("KmsKeyId"),
         source=source.encrypted,
-        source_key=source_key,
+        source_key=source.kms_key if source.region == context.region else "",
     )
-    snapshot = add_snapshot_copy(
-        context, source, chosen, description=params.get("Description", ""), tags=tags, minutes=minutes
-    )
-    return {"SnapshotId": snapshot.snapshot_id} | ({"Tags": tag_list(tags)} if tags else {})
 
 
 def check_completion_minutes(minutes: int | None) -> None:
@@ -335,7 +334,10 @@ def delete_snapshot(context: Context, params: Params) -> dict[str, Any]:
         by = f" by {users[0]}" if users else ""
         text = f"The snapshot {snapshot.snapshot_id} is currently in use{by}"
         raise ApiError("InvalidSnapshot.InUse", text)
-    _check_unlocked(snapshot, context.clock)
+    if is_locked(snapshot, context.clock):
+        # Documented: it cannot be deleted; code and text are from memory.
+        text = f"The snapshot {snapshot.snapshot_id} is locked and cannot be deleted."
+        raise ApiError("OperationNotPermitted", text)
     completed = snapshot.state(context.clock) == "completed"
     delete_or_recycle(context, "snapshots", snapshot.snapshot_id, retainable=completed)
     return {}
@@ -357,15 +359,21 @@ def modify_snapshot_attribute(context: Context, params: Params) -> dict[str, Any
     """Share a snapshot with accounts or with everybody, or stop sharing it."""
     snapshot: EmulatedSnapshot = find_own(context, SNAPSHOT, params["SnapshotId"])
     attribute_name(params.get("Attribute"), SNAPSHOT_ATTRIBUTES[:1], "SnapshotAttributeName")
-    added, removed = permission_changes(
-        params, "CreateVolumePermission", {"UserIds": "UserId", "GroupNames": "Group"}
-    )
+    lists = {"UserIds": "UserId", "GroupNames": "Group"}
+    added, removed = permission_changes(params, "CreateVolumePermission", lists)
     if not added and not removed:
         raise ApiError("InvalidParameterCombination", "No attributes specified.")
     if added:
         _check_not_archived(snapshot, context.clock)
-    if {"Group": "all"} in added and not snapshot.public:
-        _check_public(context, snapshot)
+    published = {"Group": "all"} in added and not snapshot.public
+    if published and _public_access_block(context) != "unblocked":
+        # The code is documented, the text is from memory.
+        text = "You can't publicly share this snapshot because block public access for snapshots is enabled."
+        raise ApiError("OperationNotPermitted", text)
+    if published and snapshot.encrypted:
+        # Documented: encrypted snapshots cannot be public; text from memory.
+        text = f"The snapshot {snapshot.snapshot_id} is encrypted and cannot be shared publicly."
+        raise ApiError("OperationNotPermitted", text)
     if added and snapshot.encrypted and is_managed_key(context, snapshot.kms_key):
         # Code and text: public transcripts, of Packer among others.
         raise ApiError("OperationNotPermitted", "Encrypted snapshots with EBS default key cannot be shared")
@@ -380,17 +388,6 @@ def modify_snapshot_attribute(context: Context, params: Params) -> dict[str, Any
         elif entry["UserId"] not in snapshot.users:
             snapshot.users.append(entry["UserId"])
     return {}
-
-
-def _check_public(context: Context, snapshot: EmulatedSnapshot) -> None:
-    if _public_access_block(context) != "unblocked":
-        # The code is documented, the text is from memory.
-        text = "You can't publicly share this snapshot because block public access for snapshots is enabled."
-        raise ApiError("OperationNotPermitted", text)
-    if snapshot.encrypted:
-        # Documented: encrypted snapshots cannot be public; text from memory.
-        text = f"The snapshot {snapshot.snapshot_id} is encrypted and cannot be shared publicly."
-        raise ApiError("OperationNotPermitted", text)
 
 
 @operation("ec2", "ResetSnapshotAttribute", "Attribute SnapshotId")
@@ -453,26 +450,13 @@ def _lock_state(lock: SnapshotLock, clock: Clock) -> str:
     """Return the ``LockState``: the mode, ``compliance-cooloff`` or ``expired``."""
     if clock.is_past(lock.expires, since=lock.created):
         return "expired"
-    if lock.mode == "compliance" and lock.cool_off and not _cooled_off(lock, clock):
-        return "compliance-cooloff"
-    return lock.mode
+    cooled_off = clock.is_past(lock.created + timedelta(hours=lock.cool_off), since=lock.created)
+    return lock.mode if lock.mode != "compliance" or cooled_off else "compliance-cooloff"
 
 
 def is_locked(snapshot: EmulatedSnapshot, clock: Clock) -> bool:
     """Return whether a lock prevents the deletion of a snapshot."""
     return snapshot.lock is not None and _lock_state(snapshot.lock, clock) != "expired"
-
-
-def _check_unlocked(snapshot: EmulatedSnapshot, clock: Clock) -> None:
-    """Check that no lock prevents the deletion of a snapshot."""
-    if is_locked(snapshot, clock):
-        # Documented: it cannot be deleted; code and text are from memory.
-        text = f"The snapshot {snapshot.snapshot_id} is locked and cannot be deleted."
-        raise ApiError("OperationNotPermitted", text)
-
-
-def _cooled_off(lock: SnapshotLock, clock: Clock) -> bool:
-    return clock.is_past(lock.created + timedelta(hours=lock.cool_off), since=lock.created)
 
 
 def _lock_view(snapshot: EmulatedSnapshot, lock: SnapshotLock, clock: Clock) -> dict[str, Any]:
@@ -484,10 +468,8 @@ def _lock_view(snapshot: EmulatedSnapshot, lock: SnapshotLock, clock: Clock) -> 
         "LockDurationStartTime": lock.created,
         "LockExpiresOn": lock.expires,
     }
-    if lock.cool_off:
-        view["CoolOffPeriod"] = lock.cool_off
-        view["CoolOffPeriodExpiresOn"] = lock.created + timedelta(hours=lock.cool_off)
-    return view
+    ends = lock.created + timedelta(hours=lock.cool_off)
+    return view | ({"CoolOffPeriod": lock.cool_off, "CoolOffPeriodExpiresOn": ends} if lock.cool_off else {})
 
 
 @operation("ec2", "LockSnapshot", "CoolOffPeriod ExpirationDate LockDuration LockMode SnapshotId")
@@ -511,8 +493,7 @@ def lock_snapshot(context: Context, params: Params) -> dict[str, Any]:
 
 
 def _lock_expiry(params: Params, now: datetime) -> datetime:
-    days: int | None = params.get("LockDuration")
-    date: datetime | None = params.get("ExpirationDate")
+    days, date = params.get("LockDuration"), params.get("ExpirationDate")
     if days is not None and date is not None:  # the code is from memory, as the texts here are
         text = "The parameters lockDuration and expirationDate cannot be used together."
         raise ApiError("InvalidParameterCombination", text)
@@ -525,7 +506,7 @@ def _lock_expiry(params: Params, now: datetime) -> datetime:
         raise ApiError("MissingParameter", text)
     if date <= now:
         raise invalid_value("The expiration date must be in the future.")
-    return date
+    return date  # type: ignore[no-any-return]
 
 
 @operation("ec2", "UnlockSnapshot", "SnapshotId")
@@ -600,13 +581,13 @@ def restore_snapshot_tier(context: Context, params: Params) -> dict[str, Any]:
         raise ApiError("IncorrectState", f"The snapshot {snapshot.snapshot_id} is not archived.")
     archived = last.completed_at(clock) if last.operation == "archival" else last.archived
     seconds = 0.0 if last.tier(clock) == "standard" else RESTORE_SECONDS
-    operation_name = "permanent-restore" if permanent else "temporary-restore"
     snapshot.users.clear()  # archiving ended its sharing
     snapshot.public = False
+    kind, days = ("permanent-restore", 0) if permanent else ("temporary-restore", days)
     now = clock.now()
-    snapshot.tiering = Tiering(operation_name, now, seconds, 0 if permanent else days, archived)
+    snapshot.tiering = Tiering(kind, now, seconds, days, archived)
     answer = {"SnapshotId": snapshot.snapshot_id, "RestoreStartTime": now, "IsPermanentRestore": permanent}
-    return answer if permanent else {**answer, "RestoreDuration": days}
+    return answer | given(RestoreDuration=days)
 
 
 @operation("ec2", "DescribeSnapshotTierStatus", "Filters MaxResults NextToken")
@@ -630,14 +611,13 @@ def _tier_status(snapshot: EmulatedSnapshot, clock: Clock) -> dict[str, Any]:
     if last is None:
         return view
     done = last.completed(clock)
-    progress = 100 if done else int(99 * clock.age(last.started) / last.seconds)
     archived = last.completed_at(clock) if last.operation == "archival" and done else last.archived
-    return view | {
+    view |= {
         "LastTieringStartTime": last.started,
-        "LastTieringProgress": progress,
+        "LastTieringProgress": 100 if done else int(99 * clock.age(last.started) / last.seconds),
         "LastTieringOperationStatus": f"{last.operation}-{'completed' if done else 'in-progress'}",
-        **({"ArchivalCompleteTime": archived} if archived is not None else {}),
     }
+    return view | given(ArchivalCompleteTime=archived)
 
 
 def _tier_view(snapshot: EmulatedSnapshot, clock: Clock) -> dict[str, Any]:
@@ -650,13 +630,20 @@ def _tier_view(snapshot: EmulatedSnapshot, clock: Clock) -> dict[str, Any]:
 
 
 def _check_not_archived(snapshot: EmulatedSnapshot, clock: Clock) -> None:
-    """Check that a snapshot is not archived."""
     if snapshot.tier(clock) == "archive":
         raise ApiError("IncorrectState", f"The snapshot {snapshot.snapshot_id} is archived.")
 
 
 def volume_view(context: Context, volume: Volume) -> dict[str, Any]:
     """Return a volume as DescribeVolumes shows it."""
+    attachment = {
+        "VolumeId": volume.volume_id,
+        "InstanceId": volume.instance_id,
+        "Device": volume.device,
+        "State": "attached",
+        "AttachTime": volume.attached,
+        "DeleteOnTermination": volume.delete_on_termination,
+    }
     view: dict[str, Any] = {
         "VolumeId": volume.volume_id,
         "Size": volume.size_gib,
@@ -667,7 +654,7 @@ def volume_view(context: Context, volume: Volume) -> dict[str, Any]:
         "VolumeType": volume.volume_type,
         "Encrypted": volume.encrypted,
         "MultiAttachEnabled": False,
-        "Attachments": [_attachment(volume)] if volume.instance_id else [],
+        "Attachments": [attachment] if volume.instance_id else [],
     }
     more = given(Iops=volume.iops, Throughput=volume.throughput, KmsKeyId=volume.kms_key)
     return view | more | tags_member(volume.tags)
@@ -677,17 +664,6 @@ def volumes_of(context: Context, instance: EmulatedInstance) -> list[Volume]:
     """Return the attached volumes of an instance."""
     volumes = context.table("volumes").values()
     return [volume for volume in volumes if volume.instance_id == instance.instance_id]
-
-
-def _attachment(volume: Volume) -> dict[str, Any]:
-    return {
-        "VolumeId": volume.volume_id,
-        "InstanceId": volume.instance_id,
-        "Device": volume.device,
-        "State": "attached",
-        "AttachTime": volume.attached,
-        "DeleteOnTermination": volume.delete_on_termination,
-    }
 
 
 VOLUME_FILTERS: Filters = by_name(
@@ -717,7 +693,7 @@ SIZES = {
 """Smallest and largest size in GiB by volume type."""
 
 IOPS = {"gp3": (3000, 80000), "io1": (100, 64000), "io2": (100, 256000)}
-THROUGHPUT = (125, 2000)
+THROUGHPUT = {"gp3": (125, 2000)}
 
 
 def check_volume_type(kind: str, size: int, iops: int | None, throughput: int | None) -> None:
@@ -729,19 +705,15 @@ def check_volume_type(kind: str, size: int, iops: int | None, throughput: int | 
         raise invalid_value(text)  # text from memory
     if kind in ("io1", "io2") and iops is None:
         raise ApiError("MissingParameter", f"The parameter iops must be specified for {kind} volumes.")
-    if iops is not None:
-        if kind not in IOPS:
-            text = f"The parameter iops is not supported for {kind} volumes."
-            raise ApiError("InvalidParameterCombination", text)
-        if not IOPS[kind][0] <= iops <= IOPS[kind][1]:
-            raise invalid_value(f"Volume iops of {iops} is not between {IOPS[kind][0]} and {IOPS[kind][1]}.")
-    if throughput is not None:
-        if kind != "gp3":
-            text = f"The parameter throughput is not supported for {kind} volumes."
-            raise ApiError("InvalidParameterCombination", text)
-        if not THROUGHPUT[0] <= throughput <= THROUGHPUT[1]:
-            text = f"Throughput of {throughput} is not between {THROUGHPUT[0]} and {THROUGHPUT[1]}."
-            raise invalid_value(text)
+    for name, value, limits, text in (
+        ("iops", iops, IOPS, "Volume iops of"),
+        ("throughput", throughput, THROUGHPUT, "Throughput of"),
+    ):
+        if value is not None and kind not in limits:
+            unsupported = f"The parameter {name} is not supported for {kind} volumes."
+            raise ApiError("InvalidParameterCombination", unsupported)
+        if value is not None and not limits[kind][0] <= value <= limits[kind][1]:
+            raise invalid_value(f"{text} {value} is not between {limits[kind][0]} and {limits[kind][1]}.")
 
 
 def check_volume_size(size: int, snapshot_id: str, snapshot_gib: int) -> None:
