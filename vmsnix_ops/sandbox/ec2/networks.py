@@ -55,10 +55,10 @@ def is_region_enabled(tables: SandboxTables, account: str, region: str) -> bool:
 
 def _region_view(context: Context, region: str) -> dict[str, Any]:
     suffix = "amazonaws.com.cn" if context.partition == "aws-cn" else "amazonaws.com"
-    status = "opt-in-not-required"
-    if context.partition == "aws" and region not in DEFAULT_REGIONS:
-        enabled = is_region_enabled(context.tables, context.account, region)
-        status = "opted-in" if enabled else "not-opted-in"
+    enabled = is_region_enabled(context.tables, context.account, region)
+    status = "opted-in" if enabled else "not-opted-in"
+    if context.partition != "aws" or region in DEFAULT_REGIONS:
+        status = "opt-in-not-required"
     return {"RegionName": region, "Endpoint": f"ec2.{region}.{suffix}", "OptInStatus": status}
 
 
@@ -127,15 +127,13 @@ ZONE_FILTERS: Filters = (
 @operation("ec2", "DescribeAvailabilityZones", "AllAvailabilityZones Filters ZoneIds ZoneNames")
 def describe_availability_zones(context: Context, params: Params) -> dict[str, Any]:
     """Return the zones of the region. The sandbox has no local or wavelength zones."""
-    zones = zones_of(context.region)
     names, ids = params.get("ZoneNames") or [], params.get("ZoneIds") or []
     for name in names:
         check_zone(context, name)
     for unknown in [one for one in ids if one not in zone_ids(context.region)]:
         raise invalid_value(f"Invalid availability zone-id: [{unknown}]")
-    zones = [zone for zone in zones if not names or zone in names]
-    zones = [zone for zone in zones if not ids or zone_id(zone) in ids]
-    views = [_zone_view(context, zone) for zone in zones]
+    zones = [zone for zone in zones_of(context.region) if not names or zone in names]
+    views = [_zone_view(context, zone) for zone in zones if not ids or zone_id(zone) in ids]
     return describe(context, params, views, filters=ZONE_FILTERS, key="ZoneName")
 
 
@@ -180,11 +178,10 @@ class SecurityGroup:
     name: str
     description: str
     ingress: list[dict[str, Any]] = field(default_factory=list)
-    egress: list[dict[str, Any]] = field(default_factory=list)
+    egress: list[dict[str, Any]] = field(
+        default_factory=lambda: [{"IpProtocol": "-1", "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}]
+    )
     tags: dict[str, str] = field(default_factory=dict)
-
-
-EVERYWHERE = {"IpProtocol": "-1", "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}
 
 
 def default_vpc(context: Context) -> Vpc:
@@ -199,17 +196,10 @@ def default_vpc(context: Context) -> Vpc:
         for number, zone in enumerate(zones_of(context.region)):
             subnet = Subnet(_fixed_id(context, SUBNET.prefix, zone), context.account, vpc_id, zone, number)
             context.table(SUBNET.table)[subnet.subnet_id] = subnet
-        group_id = _fixed_id(context, SECURITY_GROUP.prefix, "default")
+        group_id, text = _fixed_id(context, SECURITY_GROUP.prefix, "default"), "default VPC security group"
         itself = {"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": group_id, "UserId": context.account}]}
-        context.table(SECURITY_GROUP.table)[group_id] = SecurityGroup(
-            group_id,
-            context.account,
-            vpc_id,
-            "default",
-            "default VPC security group",
-            [itself],
-            [copy.deepcopy(EVERYWHERE)],
-        )
+        group = SecurityGroup(group_id, context.account, vpc_id, "default", text, ingress=[itself])
+        context.table(SECURITY_GROUP.table)[group_id] = group
     found: Vpc = vpcs[vpc_id]
     return found
 
@@ -235,14 +225,12 @@ def subnet_of_zone(context: Context, zone: str) -> Subnet:
 
 def find_groups(context: Context, group_ids: Iterable[str], names: Iterable[str] = ()) -> list[SecurityGroup]:
     """Return security groups of the caller by ID and name; the default group when both are empty."""
-    default_vpc(context)
+    vpc_id = default_vpc(context).vpc_id
     groups = {group.name: group for group in context.table(SECURITY_GROUP.table).values()}
     found = [find_own(context, SECURITY_GROUP, group_id) for group_id in group_ids]
     for name in names:
         if name not in groups:
-            text = (
-                f"The security group '{name}' does not exist in default VPC '{default_vpc(context).vpc_id}'"
-            )
+            text = f"The security group '{name}' does not exist in default VPC '{vpc_id}'"
             raise ApiError("InvalidGroup.NotFound", text)
         found.append(groups[name])
     return found or [groups["default"]]
@@ -292,9 +280,9 @@ def describe_vpcs(context: Context, params: Params) -> dict[str, Any]:
 
 
 def _subnet_view(context: Context, subnet: Subnet) -> dict[str, Any]:
-    used = sum(
-        1 for i in context.table("instances").values() if i.subnet_id == subnet.subnet_id and i.private_ip
-    )
+    used = [
+        i for i in context.table("instances").values() if i.subnet_id == subnet.subnet_id and i.private_ip
+    ]
     view: dict[str, Any] = {
         "SubnetId": subnet.subnet_id,
         "SubnetArn": context.arn("ec2", f"subnet/{subnet.subnet_id}"),
@@ -304,7 +292,7 @@ def _subnet_view(context: Context, subnet: Subnet) -> dict[str, Any]:
         "AvailabilityZone": subnet.zone,
         "AvailabilityZoneId": zone_id(subnet.zone),
         "CidrBlock": subnet.cidr,
-        "AvailableIpAddressCount": SUBNET_ADDRESSES - used,
+        "AvailableIpAddressCount": SUBNET_ADDRESSES - len(used),
         "DefaultForAz": True,
         "MapPublicIpOnLaunch": True,
         "MapCustomerOwnedIpOnLaunch": False,
@@ -384,13 +372,17 @@ def network_view(context: Context, instance: EmulatedInstance, state: str) -> di
     domain = "ec2.internal" if region == "us-east-1" else f"{region}.compute.internal"
     name = f"ip-{address.replace('.', '-')}.{domain}"
     public = _public_address_view(region, instance.public_ip) if state == "running" else {}
-    groups = [
-        {"GroupName": group.name, "GroupId": group.group_id}
-        for group in find_groups(context, instance.group_ids)
-    ]
+    found = find_groups(context, instance.group_ids)
+    groups = [{"GroupName": group.name, "GroupId": group.group_id} for group in found]
     association = {"Association": {"IpOwnerId": "amazon", **public}} if public else {}
     number = instance.instance_id.removeprefix("i-")
     digest = hashlib.sha256(number.encode()).hexdigest()
+    own = {"PrivateDnsName": name, "PrivateIpAddress": address}
+    shown = {
+        "SourceDestCheck": instance.source_dest_check,
+        "SubnetId": subnet.subnet_id,
+        "VpcId": subnet.vpc_id,
+    }
     interface = {
         **association,
         "Attachment": {
@@ -407,38 +399,26 @@ def network_view(context: Context, instance: EmulatedInstance, state: str) -> di
         "MacAddress": ":".join(["0a", *(digest[i : i + 2] for i in range(0, 10, 2))]),
         "NetworkInterfaceId": f"eni-{number}",
         "OwnerId": context.account,
-        "PrivateDnsName": name,
-        "PrivateIpAddress": address,
-        "PrivateIpAddresses": [
-            {**association, "Primary": True, "PrivateDnsName": name, "PrivateIpAddress": address}
-        ],
-        "SourceDestCheck": instance.source_dest_check,
+        **own,
+        "PrivateIpAddresses": [own | association | {"Primary": True}],
+        **shown,
         "Status": "in-use",
-        "SubnetId": subnet.subnet_id,
-        "VpcId": subnet.vpc_id,
         "InterfaceType": "interface",
     }
     return {
-        "PrivateDnsName": name,
-        "PrivateIpAddress": address,
+        **own,
+        **shown,
         "PublicDnsName": public.get("PublicDnsName", ""),
         **({"PublicIpAddress": public["PublicIp"]} if public else {}),
-        "SubnetId": subnet.subnet_id,
-        "VpcId": subnet.vpc_id,
         "SecurityGroups": groups,
-        "SourceDestCheck": instance.source_dest_check,
         "NetworkInterfaces": [interface],
     }
 
 
 def _public_address_view(region: str, address: str) -> dict[str, str]:
-    if not address:
-        return {}
     domain = "compute-1" if region == "us-east-1" else f"{region}.compute"
-    return {
-        "PublicIp": address,
-        "PublicDnsName": f"ec2-{address.replace('.', '-')}.{domain}.amazonaws.com",
-    }
+    name = f"ec2-{address.replace('.', '-')}.{domain}.amazonaws.com"
+    return {"PublicIp": address, "PublicDnsName": name} if address else {}
 
 
 # Security groups
@@ -446,11 +426,8 @@ def _public_address_view(region: str, address: str) -> dict[str, str]:
 RULE_LISTS = ("IpRanges", "Ipv6Ranges", "PrefixListIds", "UserIdGroupPairs")
 
 
-def _rule_view(rule: dict[str, Any]) -> dict[str, Any]:
-    return {name: [] for name in RULE_LISTS} | rule
-
-
 def _group_view(context: Context, group: SecurityGroup) -> dict[str, Any]:
+    empty: dict[str, Any] = {name: [] for name in RULE_LISTS}
     view: dict[str, Any] = {
         "GroupId": group.group_id,
         "GroupName": group.name,
@@ -458,8 +435,8 @@ def _group_view(context: Context, group: SecurityGroup) -> dict[str, Any]:
         "OwnerId": group.owner,
         "VpcId": group.vpc_id,
         "SecurityGroupArn": context.arn("ec2", f"security-group/{group.group_id}"),
-        "IpPermissions": [_rule_view(rule) for rule in group.ingress],
-        "IpPermissionsEgress": [_rule_view(rule) for rule in group.egress],
+        "IpPermissions": [empty | rule for rule in group.ingress],
+        "IpPermissionsEgress": [empty | rule for rule in group.egress],
     }
     return view | tags_member(group.tags)
 
@@ -485,7 +462,7 @@ GROUP_FILTERS: Filters = by_name("description group-id group-name owner-id vpc-i
 def describe_security_groups(context: Context, params: Params) -> dict[str, Any]:
     """Return security groups by ID or name, or all of the region."""
     default_vpc(context)
-    wanted = find_own_or_all(context, SECURITY_GROUP, None)
+    wanted = list(context.table(SECURITY_GROUP.table).values())
     if params.get("GroupIds") or params.get("GroupNames"):
         wanted = find_groups(context, params.get("GroupIds") or (), params.get("GroupNames") or ())
     return describe(context, params, wanted, _group_view, filters=GROUP_FILTERS, key="group_id")
@@ -494,9 +471,8 @@ def describe_security_groups(context: Context, params: Params) -> dict[str, Any]
 @operation("ec2", "CreateSecurityGroup", "Description GroupName TagSpecifications VpcId")
 def create_security_group(context: Context, params: Params) -> dict[str, Any]:
     """Create a security group that allows all outbound traffic."""
-    vpc_id = params.get("VpcId") or default_vpc(context).vpc_id
-    default_vpc(context)
-    find_own(context, VPC, vpc_id)
+    vpc_id = default_vpc(context).vpc_id
+    vpc_id = find_own(context, VPC, params.get("VpcId") or vpc_id).vpc_id
     table = context.table(SECURITY_GROUP.table)
     if any(group.name == params["GroupName"] for group in table.values()):
         text = f"The security group '{params['GroupName']}' already exists for VPC '{vpc_id}'"
@@ -507,7 +483,6 @@ def create_security_group(context: Context, params: Params) -> dict[str, Any]:
         vpc_id,
         params["GroupName"],
         params["Description"],
-        egress=[copy.deepcopy(EVERYWHERE)],
         tags=tags_at_creation(params, SECURITY_GROUP.resource_type)[SECURITY_GROUP.resource_type],
     )
     table[group.group_id] = group
