@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import ApiError, Params, operation, tags_member
+from vmsnix_ops.sandbox.core import ApiError, Params, given, operation, tags_member
 from vmsnix_ops.sandbox.ec2.common import (
     LAUNCH_TEMPLATE,
     find_own,
@@ -84,7 +84,7 @@ def _version_view(
         "DefaultVersion": version.number == template.default,
         "LaunchTemplateData": data,
     }
-    return view | ({"VersionDescription": version.description} if version.description else {})
+    return view | given(VersionDescription=version.description)
 
 
 def find_template(context: Context, params: Params) -> LaunchTemplate:
@@ -119,10 +119,8 @@ def find_template_version(template: LaunchTemplate, wanted: str | None) -> Templ
             raise ApiError("InvalidLaunchTemplateId.VersionMalformed", text)
         number = int(str(wanted))
     if number not in template.versions:
-        text = (
-            f"Could not find the specified version {wanted} for the launch template with ID "
-            f"{template.template_id}."
-        )
+        of = f"for the launch template with ID {template.template_id}"
+        text = f"Could not find the specified version {wanted} {of}."
         raise ApiError("InvalidLaunchTemplateId.VersionNotFound", text)
     return template.versions[number]
 
@@ -167,20 +165,14 @@ def create_launch_template(context: Context, params: Params) -> dict[str, Any]:
         return {"LaunchTemplate": _template_view(context, table[known])}
     name = params["LaunchTemplateName"]
     if not TEMPLATE_NAME.fullmatch(name):
-        raise ApiError(
-            "InvalidLaunchTemplateName.MalformedException", f"The launch template name '{name}' is malformed."
-        )
+        text = f"The launch template name '{name}' is malformed."
+        raise ApiError("InvalidLaunchTemplateName.MalformedException", text)
     if any(t.name == name for t in table.values()):
-        raise ApiError(
-            "InvalidLaunchTemplateName.AlreadyExistsException", "Launch template name already in use."
-        )
-    now = context.clock.now()
-    template = LaunchTemplate(new_id("lt"), name, now, context.principal)
+        text = "Launch template name already in use."
+        raise ApiError("InvalidLaunchTemplateName.AlreadyExistsException", text)
+    template = LaunchTemplate(new_id("lt"), name, context.clock.now(), context.principal)
     template.tags = tags_at_creation(params, "launch-template")["launch-template"]
-    description = params.get("VersionDescription", "")
-    template.versions[1] = TemplateVersion(
-        1, description, now, context.principal, params["LaunchTemplateData"]
-    )
+    _add_version(context, params, template, 1, {})
     table[template.template_id] = template
     record_token_result(context, params, template.template_id)
     return {"LaunchTemplate": _template_view(context, template)}
@@ -198,23 +190,22 @@ def create_launch_template_version(context: Context, params: Params) -> dict[str
     alias = bool(params.get("ResolveAlias"))
     known = find_token_result(context, params)
     if known is not None:
-        return {
-            "LaunchTemplateVersion": _version_view(
-                context, template, find_template_version(template, known), resolve_alias=alias
-            )
-        }
+        version = find_template_version(template, known)
+        return {"LaunchTemplateVersion": _version_view(context, template, version, resolve_alias=alias)}
     base = find_template_version(template, params["SourceVersion"]).data if "SourceVersion" in params else {}
     template.latest += 1
-    version = TemplateVersion(
-        template.latest,
-        params.get("VersionDescription", ""),
-        context.clock.now(),
-        context.principal,
-        copy.deepcopy(base) | params["LaunchTemplateData"],
-    )
-    template.versions[version.number] = version
+    version = _add_version(context, params, template, template.latest, base)
     record_token_result(context, params, str(version.number))
     return {"LaunchTemplateVersion": _version_view(context, template, version, resolve_alias=alias)}
+
+
+def _add_version(
+    context: Context, params: Params, template: LaunchTemplate, number: int, base: dict[str, Any]
+) -> TemplateVersion:
+    data = copy.deepcopy(base) | params["LaunchTemplateData"]
+    text, now = params.get("VersionDescription", ""), context.clock.now()
+    template.versions[number] = TemplateVersion(number, text, now, context.principal, data)
+    return template.versions[number]
 
 
 @operation(
@@ -222,11 +213,9 @@ def create_launch_template_version(context: Context, params: Params) -> dict[str
 )
 def describe_launch_templates(context: Context, params: Params) -> dict[str, Any]:
     """Return launch templates."""
-    named = [find_template(context, {"LaunchTemplateId": i}) for i in params.get("LaunchTemplateIds") or []]
-    named += [
-        find_template(context, {"LaunchTemplateName": n}) for n in params.get("LaunchTemplateNames") or []
-    ]
-    found = named or context.table("launch_templates").values()
+    wanted = [{"LaunchTemplateId": one} for one in params.get("LaunchTemplateIds") or []]
+    wanted += [{"LaunchTemplateName": one} for one in params.get("LaunchTemplateNames") or []]
+    found = [find_template(context, one) for one in wanted] or context.table("launch_templates").values()
     filters = by_name("create-time launch-template-name")
     return describe(context, params, found, _template_view, filters=filters, key="template_id")
 
@@ -273,13 +262,8 @@ def describe_launch_template_versions(context: Context, params: Params) -> dict[
     least, most = int(params.get("MinVersion", 1)), int(params.get("MaxVersion", 2**31))
     found = []
     for template in chosen:
-        versions = (
-            [find_template_version(template, w) for w in wanted]
-            if wanted
-            else list(template.versions.values())
-        )
-        numbers = sorted({v.number for v in versions if least <= v.number <= most})
-        found += [(template, template.versions[number]) for number in numbers]
+        numbers = {find_template_version(template, one).number for one in wanted} or set(template.versions)
+        found += [(template, template.versions[one]) for one in numbers if least <= one <= most]
     alias = bool(params.get("ResolveAlias"))
     return describe(
         context,
