@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from vmsnix_ops.sandbox.core import ApiError, Paging, not_emulated, operation, words
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from datetime import datetime
 
     from vmsnix_ops.sandbox.core import Context, Params
@@ -106,25 +107,21 @@ def get_default_quota(context: Context, params: Params) -> dict[str, Any]:
 @operation("service-quotas", "ListServiceQuotas", "ServiceCode MaxResults NextToken")
 def list_service_quotas(context: Context, params: Params) -> dict[str, Any]:
     """Return the account's quotas of a service. AWS lists many more."""
-    values = {code: quota_value(context, service, code) for service, code in _codes_of(params["ServiceCode"])}
-    return _page(context, params, values)
+    return _page(context, params, lambda service, code: quota_value(context, service, code))
 
 
 @operation("service-quotas", "ListAWSDefaultServiceQuotas", "ServiceCode MaxResults NextToken")
 def list_default_quotas(context: Context, params: Params) -> dict[str, Any]:
     """Return the default quotas of a service. AWS lists many more."""
-    values = {code: DEFAULTS[service, code][1] for service, code in _codes_of(params["ServiceCode"])}
-    return _page(context, params, values)
+    return _page(context, params, lambda service, code: DEFAULTS[service, code][1])
 
 
-def _codes_of(service: str) -> list[tuple[str, str]]:
+def _page(context: Context, params: Params, value: Callable[[str, str], float]) -> dict[str, Any]:
+    service = params["ServiceCode"]
     if service not in SERVICE_NAMES:
         raise not_emulated(f"the quotas of the service {service!r}")
-    return sorted(key for key in DEFAULTS if key[0] == service)
-
-
-def _page(context: Context, params: Params, values: dict[str, float]) -> dict[str, Any]:
-    views = [_quota_view(context, params["ServiceCode"], code, number) for code, number in values.items()]
+    codes = sorted(code for owner, code in DEFAULTS if owner == service)
+    views = [_quota_view(context, service, code, value(service, code)) for code in codes]
     return PAGES.page(views, params, "Quotas")
 
 
@@ -156,34 +153,25 @@ PER_ACCOUNT = {
 """The codes of the quotas of the EBS direct APIs, in requests a second."""
 
 NON_MUTATING, UNFILTERED, MUTATING = TokenBucket(100, 20), TokenBucket(50, 10), TokenBucket(50, 5)
-UNFILTERED_OPERATIONS = frozenset(
-    words(
-        "DescribeInstanceStatus DescribeInstances DescribeNetworkInterfaces DescribeSecurityGroups "
-        "DescribeSnapshots DescribeSpotInstanceRequests DescribeVolumes"
-    )
+UNFILTERED_OPERATIONS = words(
+    "DescribeInstanceStatus DescribeInstances DescribeNetworkInterfaces DescribeSecurityGroups "
+    "DescribeSnapshots DescribeSpotInstanceRequests DescribeVolumes"
 )
 """Operations with a smaller bucket for requests without filters and page size."""
 
 EC2_OPERATIONS = {
-    "CopyImage": TokenBucket(100, 1),
-    "CreateLaunchTemplateVersion": TokenBucket(100, 5),
-    "CreateSnapshot": TokenBucket(100, 5),
-    "CreateTags": TokenBucket(100, 10),
-    "CreateVolume": TokenBucket(100, 5),
-    "DeleteSnapshot": TokenBucket(100, 5),
-    "DeleteTags": TokenBucket(100, 10),
-    "DeleteVolume": TokenBucket(100, 5),
-    "DeregisterImage": TokenBucket(100, 5),
-    "DisableImageBlockPublicAccess": TokenBucket(1, 0.1),
-    "DisableSnapshotBlockPublicAccess": TokenBucket(1, 0.1),
-    "EnableImageBlockPublicAccess": TokenBucket(1, 0.1),
-    "EnableSnapshotBlockPublicAccess": TokenBucket(1, 0.1),
-    "ModifyImageAttribute": TokenBucket(100, 5),
-    "ModifyLaunchTemplate": TokenBucket(100, 5),
-    "ModifySnapshotAttribute": TokenBucket(100, 5),
-    "RunInstances": TokenBucket(5, 2),
-    "StartInstances": TokenBucket(5, 2),
-    "TerminateInstances": TokenBucket(100, 5),
+    name: bucket
+    for bucket, names in {
+        TokenBucket(100, 1): "CopyImage",
+        TokenBucket(100, 5): "CreateLaunchTemplateVersion CreateSnapshot CreateVolume DeleteSnapshot "
+        "DeleteVolume DeregisterImage ModifyImageAttribute ModifyLaunchTemplate ModifySnapshotAttribute "
+        "TerminateInstances",
+        TokenBucket(100, 10): "CreateTags DeleteTags",
+        TokenBucket(1, 0.1): "DisableImageBlockPublicAccess DisableSnapshotBlockPublicAccess "
+        "EnableImageBlockPublicAccess EnableSnapshotBlockPublicAccess",
+        TokenBucket(5, 2): "RunInstances StartInstances",
+    }.items()
+    for name in words(names)
 }
 """Operations with other buckets than those of reading and changing operations."""
 
