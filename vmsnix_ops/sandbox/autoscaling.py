@@ -213,10 +213,9 @@ def _find_group(context: Context, name: str) -> AutoScalingGroup:
 
 def _template_reference(context: Context, reference: dict[str, Any]) -> dict[str, Any]:
     """Return a reference to an existing launch template by ID and name, as groups show it."""
-    if not reference.get("LaunchTemplateId") and not reference.get("LaunchTemplateName"):
-        text = "Valid requests must contain either launchTemplateId or LaunchTemplateName"
-        raise _validation_error(text)
     named = {key: reference[key] for key in ("LaunchTemplateId", "LaunchTemplateName") if reference.get(key)}
+    if not named:
+        raise _validation_error("Valid requests must contain either launchTemplateId or LaunchTemplateName")
     try:
         template = find_template(context, named)
         find_template_version(template, reference.get("Version"))
@@ -243,14 +242,11 @@ def _launch_source(context: Context, params: Params) -> dict[str, Any]:
     policy = copy.deepcopy(params[given[0]])
     mixed = policy.get("LaunchTemplate") or {}
     if not mixed.get("LaunchTemplateSpecification"):
-        raise _validation_error(
-            "The launch template of the mixed instances policy is missing."
-        )  # text from memory
+        # Text from memory.
+        raise _validation_error("The launch template of the mixed instances policy is missing.")
     for part in (mixed, *mixed.get("Overrides", [])):
-        if part.get("LaunchTemplateSpecification"):
-            part["LaunchTemplateSpecification"] = _template_reference(
-                context, part["LaunchTemplateSpecification"]
-            )
+        if wanted := part.get("LaunchTemplateSpecification"):
+            part["LaunchTemplateSpecification"] = _template_reference(context, wanted)
     return {given[0]: policy}
 
 
@@ -305,19 +301,15 @@ def _group_sizes(params: Params, group: AutoScalingGroup | None = None) -> tuple
     min_size = params.get("MinSize", group.min_size if group else 0)
     max_size = params.get("MaxSize", group.max_size if group else 0)
     if max_size < min_size:
-        raise _validation_error(
-            f"Max bound, {max_size}, must be greater than or equal to min bound, {min_size}"
-        )
-    desired = params.get(
-        "DesiredCapacity", min(max(group.desired, min_size), max_size) if group else min_size
-    )
-    if not min_size <= desired <= max_size:
-        side = (
-            "less than or equal to max bound" if desired > max_size else "greater than or equal to min bound"
-        )
-        raise _validation_error(
-            f"Desired capacity:{desired} must be {side}:{max_size if desired > max_size else min_size}"
-        )
+        text = f"Max bound, {max_size}, must be greater than or equal to min bound, {min_size}"
+        raise _validation_error(text)
+    nearest = min(max(group.desired, min_size), max_size) if group else min_size
+    desired = params.get("DesiredCapacity", nearest)
+    capacity = f"Desired capacity:{desired} must be"
+    if desired > max_size:
+        raise _validation_error(f"{capacity} less than or equal to max bound:{max_size}")
+    if desired < min_size:
+        raise _validation_error(f"{capacity} greater than or equal to min bound:{min_size}")
     return min_size, max_size, desired
 
 
@@ -363,9 +355,8 @@ def create_auto_scaling_group(context: Context, params: Params) -> dict[str, Any
 def describe_auto_scaling_groups(context: Context, params: Params) -> dict[str, Any]:
     """Return groups with their instances. Unknown names are ignored."""
     names = params.get("AutoScalingGroupNames")
-    found = [
-        g for name, g in sorted(context.table("auto_scaling_groups").items()) if not names or name in names
-    ]
+    known = sorted(context.table("auto_scaling_groups").items())
+    found = [group for name, group in known if not names or name in names]
 
     def view(group: AutoScalingGroup) -> dict[str, Any]:
         shown = {

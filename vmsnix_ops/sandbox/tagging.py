@@ -24,6 +24,7 @@ from vmsnix_ops.sandbox.core import (
     page_start,
     page_token,
     tag_list,
+    words,
 )
 from vmsnix_ops.sandbox.ec2.common import RESOURCE_KINDS, tagged_resources
 from vmsnix_ops.sandbox.iam import policies_of_principal
@@ -102,13 +103,7 @@ def get_resources(context: Context, params: Params) -> dict[str, Any]:
     """Return the tagged resources that match tags and types, or those with the given ARNs."""
     found = _tagged(context)
     if "ResourceARNList" in params:
-        for other in (
-            "TagFilters",
-            "ResourceTypeFilters",
-            "ResourcesPerPage",
-            "TagsPerPage",
-            "PaginationToken",
-        ):
+        for other in words("TagFilters ResourceTypeFilters ResourcesPerPage TagsPerPage PaginationToken"):
             if params.get(other):
                 raise _invalid_parameter(f"ResourceARNList and {other} can't be specified together.")
         for arn in params["ResourceARNList"]:
@@ -192,11 +187,7 @@ def _change(context: Context, params: Params, tags: dict[str, str], keys: tuple[
             for service, name, request in calls_of_arn():
                 _call(context, service, name, request)
         except ApiError as error:
-            failed[arn] = {
-                "StatusCode": error.status,
-                "ErrorCode": error.code,
-                "ErrorMessage": error.message,
-            }
+            failed[arn] = {"StatusCode": error.status, "ErrorCode": error.code, "ErrorMessage": error.message}
     return {"FailedResourcesMap": failed}
 
 
