@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import ApiError, Params, operation, tags_member, words
+from vmsnix_ops.sandbox.core import ApiError, Params, given, operation, tags_member, words
 from vmsnix_ops.sandbox.ec2.common import (
     IMAGE,
     INSTANCE,
@@ -25,7 +25,7 @@ from vmsnix_ops.sandbox.ec2.common import (
 )
 from vmsnix_ops.sandbox.ec2.filters import Filters, by_name, describe, paginate
 from vmsnix_ops.sandbox.ec2.images import FORMER_IMAGES, add_public_images, check_free_name, image_view
-from vmsnix_ops.sandbox.ec2.instances import remove_terminated, state_view
+from vmsnix_ops.sandbox.ec2.instances import STATES, remove_terminated, state_view
 from vmsnix_ops.sandbox.ec2.networks import zone_id
 from vmsnix_ops.sandbox.ec2.resources import Image
 from vmsnix_ops.sandbox.ec2.snapshots import add_volume_snapshot, volumes_of
@@ -97,11 +97,8 @@ def _device(volume: Volume, snapshot_id: str) -> dict[str, Any]:
         "VolumeType": volume.volume_type,
         "Encrypted": volume.encrypted,
     }
-    if volume.volume_type != "gp2" and volume.iops:
-        shown["Iops"] = volume.iops
-    if volume.throughput:
-        shown["Throughput"] = volume.throughput
-    return {"DeviceName": volume.device, "Ebs": shown}
+    iops = volume.iops if volume.volume_type != "gp2" else None
+    return {"DeviceName": volume.device, "Ebs": shown | given(Iops=iops, Throughput=volume.throughput)}
 
 
 def _metadata_view(context: Context, instance: EmulatedInstance) -> dict[str, Any]:
@@ -153,16 +150,14 @@ def describe_instance_image_metadata(context: Context, params: Params) -> dict[s
 RESOURCE_TYPES = words(
     "ec2:Instance ec2:LaunchTemplate ssm:Parameter imagebuilder:ImageRecipe imagebuilder:ContainerRecipe"
 )
-INSTANCE_STATES = ("pending", "running", "shutting-down", "terminated", "stopping", "stopped")
 DEFAULT_DEPTH, MAX_DEPTH = 10, 10_000
 OPTIONS = {"ec2:Instance": "state-name", "ec2:LaunchTemplate": "version-depth"}
 
 
 def _requested_types(params: Params) -> dict[str, list[str]]:
     """Return the requested resource types, each with the values of its option."""
-    wanted: dict[str, list[str]] = {}
-    if params.get("IncludeAllResourceTypes"):
-        wanted = {kind: [] for kind in RESOURCE_TYPES}
+    kinds = RESOURCE_TYPES if params.get("IncludeAllResourceTypes") else ()
+    wanted: dict[str, list[str]] = {kind: [] for kind in kinds}
     for request in params.get("ResourceTypes") or []:
         kind = request.get("ResourceType", "")
         check_one_of("resourceType", kind, RESOURCE_TYPES)
@@ -180,7 +175,7 @@ def _requested_types(params: Params) -> dict[str, list[str]]:
 def _instance_references(context: Context, states: list[str]) -> Iterator[tuple[str, str]]:
     remove_terminated(context)
     for state in states:
-        check_one_of("state-name", state, INSTANCE_STATES)
+        check_one_of("state-name", state, STATES)
     for instance in context.table("instances").values():
         if not states or instance.state(context.clock) in states:
             yield instance.image_id, f"instance/{instance.instance_id}"

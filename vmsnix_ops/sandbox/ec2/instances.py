@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import ApiError, not_emulated, operation, tags_member, words
+from vmsnix_ops.sandbox.core import ApiError, given, not_emulated, operation, tags_member, words
 from vmsnix_ops.sandbox.credentials import unique_id
 from vmsnix_ops.sandbox.ec2.common import (
     INSTANCE,
@@ -74,9 +74,8 @@ def _check_launch(context: Context, image: Image, kind: InstanceType, launch: Pa
     """Check that an image can be launched on an instance type."""
     state = image.state(context.clock)
     if state != "available":
-        raise ApiError(
-            "InvalidAMIID.Unavailable", f"The image ID '{image.image_id}' is not available: it is {state}"
-        )
+        text = f"The image ID '{image.image_id}' is not available: it is {state}"
+        raise ApiError("InvalidAMIID.Unavailable", text)
     if image.architecture not in kind.architectures:
         raise invalid_value(
             f"The architecture '{','.join(kind.architectures)}' of the specified instance type does not "
@@ -100,11 +99,8 @@ def _check_launch(context: Context, image: Image, kind: InstanceType, launch: Pa
         raise ApiError("InvalidParameterCombination", text)
     market = launch.get("InstanceMarketOptions") or {}
     check_one_of("marketType", market.get("MarketType"), ("spot",))
-    check_one_of(
-        "instanceInitiatedShutdownBehavior",
-        launch.get("InstanceInitiatedShutdownBehavior"),
-        ("stop", "terminate"),
-    )
+    shutdown = launch.get("InstanceInitiatedShutdownBehavior")
+    check_one_of("instanceInitiatedShutdownBehavior", shutdown, ("stop", "terminate"))
     for member, allowed in METADATA_OPTIONS.items():
         check_one_of(member, (launch.get("MetadataOptions") or {}).get(member), allowed)
 
@@ -140,26 +136,26 @@ def _boot_mode(image: Image, kind: InstanceType) -> str:
 
 def _instance_details(image: Image, kind: InstanceType, launch: Params) -> dict[str, Any]:
     """Return the members of DescribeInstances that are not fields of `EmulatedInstance`."""
-    required = image.imds == "v2.0"
-    metadata = {name: allowed[0] for name, allowed in METADATA_OPTIONS.items()}
-    metadata["HttpTokens"] = "required" if required else "optional"
-    options = {"HttpPutResponseHopLimit": 2 if required else 1} | metadata
-    cores = {"CoreCount": kind.cores, "ThreadsPerCore": kind.threads_per_core}
+    options: dict[str, Any] = {name: allowed[0] for name, allowed in METADATA_OPTIONS.items()}
+    options["HttpPutResponseHopLimit"] = 1
+    if image.imds == "v2.0":
+        options |= {"HttpTokens": "required", "HttpPutResponseHopLimit": 2}
     shown: dict[str, Any] = {
         "MetadataOptions": options | (launch.get("MetadataOptions") or {}),
         "EnaSupport": image.ena,
         "EbsOptimized": bool(launch.get("EbsOptimized")),
         "CurrentInstanceBootMode": _boot_mode(image, kind),
         "Monitoring": {"State": "enabled" if (launch.get("Monitoring") or {}).get("Enabled") else "disabled"},
-        "CpuOptions": cores | (launch.get("CpuOptions") or {}),
+        "CpuOptions": _cores(kind) | (launch.get("CpuOptions") or {}),
+        **given(BootMode=image.boot_mode, TpmSupport=image.tpm),
     }
-    if image.boot_mode:
-        shown["BootMode"] = image.boot_mode
-    if image.tpm:
-        shown["TpmSupport"] = image.tpm
     if (launch.get("InstanceMarketOptions") or {}).get("MarketType") == "spot":
         shown |= {"InstanceLifecycle": "spot", "SpotInstanceRequestId": new_id("sir")}
     return shown
+
+
+def _cores(kind: InstanceType) -> dict[str, int]:
+    return {"CoreCount": kind.cores, "ThreadsPerCore": kind.threads_per_core}
 
 
 def launch_devices(image: Image, wanted: list[Params]) -> list[Params]:
@@ -179,14 +175,7 @@ def launch_devices(image: Image, wanted: list[Params]) -> list[Params]:
 
 # Launch, describe, terminate
 
-STATE_CODES = {
-    "pending": 0,
-    "running": 16,
-    "shutting-down": 32,
-    "terminated": 48,
-    "stopping": 64,
-    "stopped": 80,
-}
+STATES = ("pending", "running", "shutting-down", "terminated", "stopping", "stopped")
 TERMINATED_SECONDS = 3600.0
 """A terminated instance is listed for about an hour (documented)."""
 
@@ -195,8 +184,8 @@ MAX_VCPUS = 64
 
 
 def state_view(name: str) -> dict[str, Any]:
-    """Return a state with its code."""
-    return {"Name": name, "Code": STATE_CODES[name]}
+    """Return a state with its code, a multiple of 16."""
+    return {"Name": name, "Code": 16 * STATES.index(name)}
 
 
 def remove_terminated(context: Context) -> None:
@@ -351,9 +340,7 @@ def run_instances(context: Context, params: Params) -> dict[str, Any]:
     launch = merge_launch(context, params)
     for member in launch.keys() - params.keys() - set(LAUNCH_MEMBERS.split()):
         raise not_emulated(f"the member {member!r} of a launch template of ec2:RunInstances")
-    if "ImageId" in launch:
-        launch = launch | {"ImageId": resolve_image_id(context, launch["ImageId"])}
-    image_id = launch.get("ImageId")
+    image_id = resolve_image_id(context, launch.get("ImageId", ""))
     if not image_id:
         raise missing_parameter("ImageId")
     image = find_launchable_image(context, image_id)
@@ -367,7 +354,7 @@ def run_instances(context: Context, params: Params) -> dict[str, Any]:
     network = launch_network(context, launch)
     devices = launch_devices(image, launch.get("BlockDeviceMappings") or [])
     count = _launch_count(context, kind, params)
-    given = tags_at_creation(launch, "instance", "volume", "network-interface", "spot-instances-request")
+    tags = tags_at_creation(launch, "instance", "volume", "network-interface", "spot-instances-request")
     reservation = new_id("r")
     started = []
     for index in range(count):
@@ -382,7 +369,7 @@ def run_instances(context: Context, params: Params) -> dict[str, Any]:
             architecture=image.architecture,
             root_device=image.root_device,
             details=_instance_details(image, kind, launch) | profile,
-            tags=given["instance"] | template_tags(context, params),
+            tags=tags["instance"] | template_tags(context, params),
             token=params.get("ClientToken", ""),
             launch_index=index,
             user_data=launch.get("UserData", ""),
@@ -394,7 +381,7 @@ def run_instances(context: Context, params: Params) -> dict[str, Any]:
             public_ip=free_public_address(context) if network.public else "",
             group_ids=network.group_ids,
         )
-        _attach_volumes(context, instance, devices, given["volume"])
+        _attach_volumes(context, instance, devices, tags["volume"])
         instance.console = str(context.outcome.get("console", _boot_sector_text(context, instance)))
         context.table("instances")[instance.instance_id] = instance
         started.append(instance)
@@ -439,11 +426,8 @@ def launch_network(context: Context, launch: Params) -> LaunchNetwork:
     if zone is not None:
         check_zone(context, zone)
     subnet_id = launch.get("SubnetId") or interface.get("SubnetId")
-    subnet = (
-        find_subnet(context, subnet_id)
-        if subnet_id
-        else subnet_of_zone(context, zone or zones_of(context.region)[0])
-    )
+    zones = [zone] if zone else zones_of(context.region)
+    subnet = find_subnet(context, subnet_id) if subnet_id else subnet_of_zone(context, zones[0])
     if zone not in (None, subnet.zone):
         # The code is documented, the text is from memory.
         raise invalid_value(f"The subnet '{subnet.subnet_id}' is not in the availability zone '{zone}'.")
@@ -468,10 +452,8 @@ def _launch_count(context: Context, kind: InstanceType, params: Params) -> int:
     """Return how many instances to launch: up to MaxCount, as the quota allows, at least MinCount."""
     least, most = params["MinCount"], params["MaxCount"]
     if not 1 <= least <= most:
-        text = (
-            f"Value ({least}) for parameter minCount is invalid. It must be between 1 and maxCount ({most})."
-        )
-        raise invalid_value(text)
+        text = f"Value ({least}) for parameter minCount is invalid."
+        raise invalid_value(f"{text} It must be between 1 and maxCount ({most}).")
     alive = [i for i in context.table("instances").values() if i.terminating is None]
     used = sum(find_instance_type(i.instance_type).processors for i in alive)
     possible = (MAX_VCPUS - used) // kind.processors
@@ -600,15 +582,10 @@ def _change_states(
     """Change instances, and return their states before and after."""
     changes = []
     for instance in instances:
-        before = instance.state(context.clock)
+        before = state_view(instance.state(context.clock))
         change(instance)
-        changes.append(
-            {
-                "InstanceId": instance.instance_id,
-                "PreviousState": state_view(before),
-                "CurrentState": state_view(instance.state(context.clock)),
-            }
-        )
+        after = state_view(instance.state(context.clock))
+        changes.append({"InstanceId": instance.instance_id, "PreviousState": before, "CurrentState": after})
     return changes
 
 
@@ -626,7 +603,7 @@ STOPPED_ONLY = ("EbsOptimized", "InstanceType", "UserData")
 def describe_instance_attribute(context: Context, params: Params) -> dict[str, Any]:
     """Return one attribute of an instance."""
     instance: EmulatedInstance = find_own(context, INSTANCE, params["InstanceId"])
-    values: dict[str, object] = {
+    values: dict[str, Any] = {
         "disableApiTermination": instance.protected,
         "ebsOptimized": bool(instance.details.get("EbsOptimized")),
         "enaSupport": bool(instance.details.get("EnaSupport")),
@@ -698,8 +675,7 @@ def modify_instance_attribute(context: Context, params: Params) -> dict[str, Any
             text = f"The architecture '{instance.architecture}' is not one of the instance type '{value}'."
             raise invalid_value(text)  # text from memory
         instance.instance_type = kind.name
-        cores = {"CoreCount": kind.cores, "ThreadsPerCore": kind.threads_per_core}
-        instance.details = instance.details | {"CpuOptions": cores}
+        instance.details = instance.details | {"CpuOptions": _cores(kind)}
     return {}
 
 
@@ -717,10 +693,10 @@ CONSOLE_BYTES = 65_536
 def _status_view(context: Context, instance: EmulatedInstance) -> dict[str, Any]:
     """Return an instance as DescribeInstanceStatus shows it. Both checks have the same result."""
     state, detail = instance.state(context.clock), "failed" if instance.impaired else "passed"
-    check = {"Status": "impaired" if instance.impaired else "ok"}
+    status = "impaired" if instance.impaired else "ok"
     if context.clock.age(instance.launched) < STATUS_CHECK_SECONDS:
-        check["Status"] = detail = "initializing"
-    shown = {**check, "Details": [{"Name": "reachability", "Status": detail}]}
+        status = detail = "initializing"
+    shown = {"Status": status, "Details": [{"Name": "reachability", "Status": detail}]}
     if state != "running":
         shown = {"Status": "not-applicable", "Details": []}
     return {
@@ -744,11 +720,9 @@ STATUS_FILTERS = by_name("availability-zone instance-status.status system-status
 def describe_instance_status(context: Context, params: Params) -> dict[str, Any]:
     """Return the status checks of running instances; of all with ``IncludeAllInstances``."""
     remove_terminated(context)
-    clock = context.clock
     instances = find_own_or_all(context, INSTANCE, params.get("InstanceIds"))
     if not params.get("IncludeAllInstances"):
-        instances = [i for i in instances if i.state(clock) == "running"]
-
+        instances = [i for i in instances if i.state(context.clock) == "running"]
     return describe(context, params, instances, _status_view, filters=STATUS_FILTERS, key="instance_id")
 
 
@@ -798,7 +772,6 @@ def lacks_spot_role(context: Context, params: Params) -> bool:
 
 
 def _create_spot_role(context: Context) -> None:
-    """Create the role."""
     trust = {"Effect": "Allow", "Principal": {"Service": SPOT_SERVICE}, "Action": "sts:AssumeRole"}
     policy = json.dumps({"Version": "2012-10-17", "Statement": [trust]})
     ROLE.create(context, {"RoleName": SPOT_ROLE, "Path": SPOT_ROLE_PATH}, trust_policy=policy)
