@@ -218,6 +218,12 @@ def attribute_name(name: str | None, allowed: Collection[str], shape: str) -> st
     return name
 
 
+def attribute_member(name: str, value: object) -> dict[str, Any]:
+    """Return the member of an answer that has the value of an attribute; "" for none."""
+    member = {"kernel": "KernelId", "ramdisk": "RamdiskId"}.get(name, name[0].upper() + name[1:])
+    return {member: {} if value == "" else {"Value": value}}
+
+
 def check_description(text: str | None) -> None:
     """Check that a description has at most 255 characters."""
     if text is not None and len(text) > MAX_DESCRIPTION:

@@ -10,10 +10,11 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from vmsnix_ops.sandbox.core import ApiError, Params, given, not_emulated, operation, tag_list
+from vmsnix_ops.sandbox.core import ApiError, Params, given, not_emulated, operation, tag_list, words
 from vmsnix_ops.sandbox.ec2.common import (
     IMAGE,
     SNAPSHOT,
+    attribute_member,
     attribute_name,
     check_description,
     check_image_name,
@@ -65,7 +66,8 @@ OWNER_ALIASES = {AMAZON_ACCOUNT: "amazon"}
 
 def image_view(context: Context, image: Image) -> dict[str, Any]:
     """Return an image as DescribeImages shows it."""
-    clock = context.clock
+    clock, launched = context.clock, image.last_launched
+    reported = launched is not None and clock.age(launched) >= LAUNCH_REPORT_SECONDS
     view: dict[str, Any] = {
         "ImageId": image.image_id,
         "ImageLocation": image.location or f"{OWNER_ALIASES.get(image.owner, image.owner)}/{image.name}",
@@ -97,22 +99,16 @@ def image_view(context: Context, image: Image) -> dict[str, Any]:
         SourceImageRegion=image.source_region,
         SourceInstanceId=image.source_instance,
         DeprecationTime=format_time(image.deprecate_at) if image.deprecate_at else "",
-        LastLaunchedTime=_last_launched(image, clock),
+        LastLaunchedTime=format_time(launched) if launched and reported else "",
         Tags=tag_list(image.tags),
     )
 
 
 def deregistration_protection(image: Image, clock: Clock) -> str:
     """Return the state of deregistration protection. A cooldown lasts 24 hours after the protection ended."""
-    if image.protection_lifted is not None and clock.age(image.protection_lifted) < 24 * 3600:
-        return "disabled-cooldown"
-    return "disabled" if image.protection_lifted is not None else image.protection
-
-
-def _last_launched(image: Image, clock: Clock) -> str:
-    if image.last_launched is None or clock.age(image.last_launched) < LAUNCH_REPORT_SECONDS:
-        return ""
-    return format_time(image.last_launched)
+    if image.protection_lifted is None:
+        return image.protection
+    return "disabled-cooldown" if clock.age(image.protection_lifted) < 24 * 3600 else "disabled"
 
 
 def add_public_images(context: Context) -> None:
@@ -123,15 +119,11 @@ def add_public_images(context: Context) -> None:
         image_id, snapshot_id = public.image_id(context.region), public.snapshot_id(context.region)
         if image_id in images:
             continue
-        snapshots[snapshot_id] = EmulatedSnapshot(
-            snapshot_id,
-            AMAZON_ACCOUNT,
-            context.region,
-            DISK_GIB,
-            PUBLISHED,
-            lineage=snapshot_id,
-            public=True,
+        place = (AMAZON_ACCOUNT, context.region)
+        snapshot = EmulatedSnapshot(
+            snapshot_id, *place, DISK_GIB, PUBLISHED, lineage=snapshot_id, public=True
         )
+        snapshots[snapshot_id] = snapshot
         root = {
             "DeleteOnTermination": True,
             "SnapshotId": snapshot_id,
@@ -140,12 +132,7 @@ def add_public_images(context: Context) -> None:
             "Encrypted": False,
         }
         images[image_id] = Image(
-            image_id=image_id,
-            owner=AMAZON_ACCOUNT,
-            region=context.region,
-            name=public.name,
-            created=PUBLISHED,
-            architecture=public.architecture,
+            *(image_id, *place, public.name, PUBLISHED, public.architecture),
             root_device="/dev/xvda",
             mappings=[{"DeviceName": "/dev/xvda", "Ebs": root}],
             description=public.description,
@@ -200,9 +187,8 @@ def describe_images(context: Context, params: Params) -> dict[str, Any]:
         # Documented: the owner always sees deprecated images.
         images = [i for i in images if i.owner == context.account or not i.deprecated(clock)]
     if params.get("Owners"):
-        for owner in params["Owners"]:
-            if owner in ("aws-backup-vault", "aws-marketplace"):
-                raise not_emulated(f"the owner {owner!r} of ec2:DescribeImages")
+        for owner in {"aws-backup-vault", "aws-marketplace"} & set(params["Owners"]):
+            raise not_emulated(f"the owner {owner!r} of ec2:DescribeImages")
         owners = {context.account if owner == "self" else owner for owner in params["Owners"]}
         images = [i for i in images if owners & {i.owner, OWNER_ALIASES.get(i.owner)}]
     if params.get("ExecutableUsers"):
@@ -335,6 +321,9 @@ def register_image(context: Context, params: Params) -> dict[str, Any]:
 # Source: "EbsBlockDevice" of the API reference (sizes, IOPS and throughput by volume type).
 
 
+EBS_MEMBERS = set(words("DeleteOnTermination Encrypted Iops SnapshotId Throughput VolumeSize VolumeType"))
+
+
 def _mapping_error(text: str) -> ApiError:
     return ApiError("InvalidBlockDeviceMapping", text)
 
@@ -346,9 +335,8 @@ def _image_devices(context: Context, params: Params) -> list[dict[str, Any]]:
     smaller than its snapshot.
     """
     root = params.get("RootDeviceName", "/dev/sda1")
-    wanted = params.get("BlockDeviceMappings") or []
     shown, seen = [], set()
-    for mapping in wanted:
+    for mapping in params.get("BlockDeviceMappings") or []:
         device = mapping.get("DeviceName", "")
         if not device or device in seen:
             raise _mapping_error(f"The device '{device}' is used in more than one block-device mapping")
@@ -373,19 +361,9 @@ def _check_manifest(context: Context, location: str) -> None:
 
 
 def _ebs_device(context: Context, ebs: Params) -> dict[str, Any]:
-    honoured = {
-        "DeleteOnTermination",
-        "Encrypted",
-        "Iops",
-        "SnapshotId",
-        "Throughput",
-        "VolumeSize",
-        "VolumeType",
-    }
-    for member in ebs:
-        if member not in honoured:
-            text = f"The parameter {member} is not supported in an image's block device mapping."
-            raise ApiError("UnsupportedOperation", text)  # text from memory
+    for member in ebs.keys() - EBS_MEMBERS:
+        text = f"The parameter {member} is not supported in an image's block device mapping."
+        raise ApiError("UnsupportedOperation", text)  # text from memory
     kind = ebs.get("VolumeType", "gp2")
     shown: dict[str, Any] = {"DeleteOnTermination": ebs.get("DeleteOnTermination", True)}
     size, encrypted = ebs.get("VolumeSize"), bool(ebs.get("Encrypted"))
@@ -424,8 +402,7 @@ def enable_image_deprecation(context: Context, params: Params) -> dict[str, Any]
     if not now <= moment <= limit:
         text = f"Value ({format_time(moment)}) for parameter DeprecateAt is invalid."  # text from memory
         raise invalid_value(text)
-    half_up = moment + timedelta(seconds=30)
-    image.deprecate_at = half_up.replace(second=0, microsecond=0)
+    image.deprecate_at = (moment + timedelta(seconds=30)).replace(second=0, microsecond=0)
     image.deprecation_set = now
     return {"Return": True}
 
@@ -441,8 +418,9 @@ def disable_image_deprecation(context: Context, params: Params) -> dict[str, Any
 def disable_image(context: Context, params: Params) -> dict[str, Any]:
     """Disable an image: it is private, not listed, and cannot be launched."""
     image = find_own_image(context, params["ImageId"])
-    if image.state(context.clock) not in ("available", "disabled"):
-        text = f"The image {image.image_id} is in the state {image.state(context.clock)}."  # text from memory
+    state = image.state(context.clock)
+    if state not in ("available", "disabled"):
+        text = f"The image {image.image_id} is in the state {state}."  # text from memory
         raise ApiError("IncorrectState", text)
     image.disabled = True
     image.permissions.clear()
@@ -494,32 +472,27 @@ def deregister_image(context: Context, params: Params) -> dict[str, Any]:
     if any(one.image_id == image.image_id for one in context.tables.in_region("instances", image.region)):
         context.table(FORMER_IMAGES)[image.image_id] = image
     delete_or_recycle(context, "images", image.image_id, retainable=retainable)
-    _mark_released(context, image)
+    table = context.table("snapshots")
+    own = [snapshot_id for snapshot_id in image.snapshot_ids() if snapshot_id in table]
+    for snapshot_id in own:
+        table[snapshot_id].released = context.clock.now()
     if not params.get("DeleteAssociatedSnapshots"):
         return {"Return": True}
     results = []
-    table = context.table("snapshots")
     for snapshot_id in image.snapshot_ids():
+        named = {"SnapshotId": snapshot_id}
         if images_of_snapshot(context, snapshot_id):
-            results.append({"SnapshotId": snapshot_id, "ReturnCode": "skipped"})
-        elif not context.authorizer.allows(context, "DeleteSnapshot", {"SnapshotId": snapshot_id}):
-            results.append({"SnapshotId": snapshot_id, "ReturnCode": "missing-permissions"})
-        elif snapshot_id in table and is_locked(table[snapshot_id], context.clock):
-            results.append({"SnapshotId": snapshot_id, "ReturnCode": "client-error"})  # a guess
-        elif snapshot_id in table:
+            code = "skipped"
+        elif snapshot_id not in own or not context.authorizer.allows(context, "DeleteSnapshot", named):
+            # It may belong to another account that shared it.
+            code = "missing-permissions"
+        elif is_locked(table[snapshot_id], context.clock):
+            code = "client-error"  # a guess
+        else:
             delete_or_recycle(context, "snapshots", snapshot_id)
-            results.append({"SnapshotId": snapshot_id, "ReturnCode": "success"})
-        else:  # it belongs to another account that shared it
-            results.append({"SnapshotId": snapshot_id, "ReturnCode": "missing-permissions"})
+            code = "success"
+        results.append(named | {"ReturnCode": code})
     return {"Return": True, "DeleteSnapshotResults": results}
-
-
-def _mark_released(context: Context, image: Image) -> None:
-    """Record on the image's snapshots when they were last in use."""
-    table = context.table("snapshots")
-    for snapshot_id in image.snapshot_ids():
-        if snapshot_id in table:
-            table[snapshot_id].released = context.clock.now()
 
 
 # Image attributes, launch permissions, block public access
@@ -547,12 +520,10 @@ def modify_image_attribute(context: Context, params: Params) -> dict[str, Any]:
     image = find_own_image(context, params["ImageId"])
     changeable = ("description", "imdsSupport", "launchPermission")
     attribute = attribute_name(params.get("Attribute"), changeable, "ImageAttributeName")
-    description = params.get("Description", {}).get("Value")
-    imds = params.get("ImdsSupport", {}).get("Value")
-    if attribute == "description":
-        description = params.get("Value", description)
-    if attribute == "imdsSupport":
-        imds = params.get("Value", imds)
+    changes = {name: params.get(name, {}).get("Value") for name in ("Description", "ImdsSupport")}
+    if attribute in ("description", "imdsSupport") and "Value" in params:
+        changes[attribute[0].upper() + attribute[1:]] = params["Value"]
+    description, imds = changes.values()
     check_one_of("imdsSupport", imds, ("v2.0",))
     check_description(description)
     added, removed = permission_changes(params, "LaunchPermission", GRANTEE_MEMBERS)
@@ -620,20 +591,19 @@ def describe_image_attribute(context: Context, params: Params) -> dict[str, Any]
         return answer | {"ProductCodes": []}
     view = image_view(context, image)
     values = {
-        "description": ("Description", image.description),
-        "kernel": ("KernelId", ""),
-        "ramdisk": ("RamdiskId", ""),
-        "sriovNetSupport": ("SriovNetSupport", image.sriov),
-        "bootMode": ("BootMode", image.boot_mode),
-        "tpmSupport": ("TpmSupport", image.tpm),
-        "uefiData": ("UefiData", image.uefi_data),
-        "lastLaunchedTime": ("LastLaunchedTime", view.get("LastLaunchedTime", "")),
-        "imdsSupport": ("ImdsSupport", image.imds),
-        "deregistrationProtection": ("DeregistrationProtection", view["DeregistrationProtection"]),
+        "description": image.description,
+        "kernel": "",
+        "ramdisk": "",
+        "sriovNetSupport": image.sriov,
+        "bootMode": image.boot_mode,
+        "tpmSupport": image.tpm,
+        "uefiData": image.uefi_data,
+        "lastLaunchedTime": view.get("LastLaunchedTime", ""),
+        "imdsSupport": image.imds,
+        "deregistrationProtection": view["DeregistrationProtection"],
     }
     attribute_name(attribute, values, "ImageAttributeName")
-    name, value = values[attribute]
-    return answer | {name: {"Value": value} if value else {}}
+    return answer | attribute_member(attribute, values[attribute])
 
 
 def _public_access_block(context: Context) -> str:

@@ -20,6 +20,7 @@ from vmsnix_ops.sandbox.core import ApiError, given, not_emulated, operation, ta
 from vmsnix_ops.sandbox.credentials import unique_id
 from vmsnix_ops.sandbox.ec2.common import (
     INSTANCE,
+    attribute_member,
     attribute_name,
     check_one_of,
     find_own,
@@ -624,8 +625,7 @@ def describe_instance_attribute(context: Context, params: Params) -> dict[str, A
         return answer | {"Groups": [{"GroupId": g.group_id, "GroupName": g.name} for g in groups]}
     if name == "productCodes":
         return answer | {"ProductCodes": []}
-    member = {"kernel": "KernelId", "ramdisk": "RamdiskId"}.get(name, name[0].upper() + name[1:])
-    return answer | {member: {} if values[name] == "" else {"Value": values[name]}}
+    return answer | attribute_member(name, values[name])
 
 
 @operation(
