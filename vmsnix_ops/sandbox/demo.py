@@ -104,10 +104,8 @@ class Filler:
     def add_snapshot(self, region: str, size_gib: int, started: datetime, **more: Any) -> EmulatedSnapshot:
         """Create a completed snapshot; `more` are fields of `EmulatedSnapshot`."""
         snapshot_id = self.new_id("snap")
-        snapshot = EmulatedSnapshot(
-            snapshot_id, self.account, region, size_gib, started, since=started, **more
-        )
-        snapshot.lineage = snapshot_id
+        fields = {"since": started, "lineage": snapshot_id, **more}
+        snapshot = EmulatedSnapshot(snapshot_id, self.account, region, size_gib, started, **fields)
         self.table("snapshots", region)[snapshot_id] = snapshot
         return snapshot
 
@@ -171,12 +169,7 @@ class Filler:
 
 
 def fill(
-    tables: SandboxTables,
-    account: str,
-    folder: Path,
-    *,
-    home: str = REGIONS[0],
-    now: datetime | None = None,
+    tables: SandboxTables, account: str, folder: Path, *, home: str = REGIONS[0], now: datetime | None = None
 ) -> Rows:
     """Fill an account, and return the matching rows of vmsnix's tables by the names of the tables.
 
@@ -236,9 +229,7 @@ class _Demo(Filler):
                 planned.append((age, image, number, size))
         for count, (age, image, number, size) in enumerate(sorted(planned, reverse=True)):
             moment = self.now - timedelta(days=age, hours=self.random.uniform(0, 6))
-            via = "import"
-            if age < DIRECT_SINCE_DAYS and self.random.random() < 0.7:
-                via = "direct"
+            via = "direct" if age < DIRECT_SINCE_DAYS and self.random.random() < 0.7 else "import"
             if count % 17 == 9:
                 self.fail(image, moment - timedelta(hours=2), size, number)
             if count % 29 == 20:
@@ -309,15 +300,10 @@ class _Demo(Filler):
         steps = steps[:4]
         steps[-1] |= {"status": "failed"}
         text = "The import of the image failed. ClientError: Disk validation failed "
-        run_id = self.add_run(
-            "publish-ami",
-            moment,
-            (steps[-1]["finished_at"] - moment).total_seconds(),
-            status="failed",
-            image=image,
-            error=f"{text}[Unsupported specified file format]",
-            parameters={"image": f"./nix#{image}", "region": self.home},
-        )
+        more: dict[str, Any] = {"image": image, "error": f"{text}[Unsupported specified file format]"}
+        more |= {"parameters": {"image": f"./nix#{image}", "region": self.home}}
+        seconds = (steps[-1]["finished_at"] - moment).total_seconds()
+        run_id = self.add_run("publish-ami", moment, seconds, status="failed", **more)
         self.rows["steps"] += [{**row, "run_id": run_id} for row in steps]
 
     def cancel(self, image: str, moment: datetime) -> None:
@@ -476,13 +462,9 @@ class _Demo(Filler):
     ) -> PublishedAmi:
         """Return the newest AMI of an image that is at least this many days old."""
         latest = self.now - timedelta(days=age)
-        found = [
-            ami
-            for ami in self.amis
-            if ami.name == image and ami.region == (region or self.home) and ami.created <= latest
-            if ami.image.permissions or not shared
-        ]
-        return max(found, key=lambda one: one.created)
+        place = (image, region or self.home)
+        found = [ami for ami in self.amis if (ami.name, ami.region) == place and ami.created <= latest]
+        return max((ami for ami in found if ami.image.permissions or not shared), key=lambda one: one.created)
 
     def add_references(self) -> None:
         """Create instances, launch templates and Auto Scaling groups; make AMIs public, and share one."""
@@ -583,9 +565,8 @@ class _Demo(Filler):
     def add_bucket_leftovers(self) -> None:
         """Create the bucket, an object whose publish did not finish, and an unfinished multipart upload."""
         created = self.now - timedelta(days=730)
-        bucket = self.table("buckets", "").setdefault(
-            BUCKET, Bucket(BUCKET, self.account, self.home, created)
-        )
+        new = Bucket(BUCKET, self.account, self.home, created)
+        bucket = self.table("buckets", "").setdefault(BUCKET, new)
         moment = self.now - timedelta(days=45)
         key = "vmsnix/ecs-node/" + hashlib.sha256(b"object").hexdigest()[:32] + ".vhd"
         part = self.part("demo-object", 1, 48 * 1024**2, moment)
@@ -608,16 +589,11 @@ class _Demo(Filler):
     def part(self, name: str, number: int, size: int, moment: datetime) -> Part:
         """Write a sparse file of zeros, and return it as a part of an object."""
         file = hashlib.sha256(name.encode()).hexdigest()[:32]
-        part = Part(number, file, size, _md5_of_zeros(size), {}, moment)
+        part = Part(
+            number, file, size, hashlib.md5(bytes(size), usedforsecurity=False).hexdigest(), {}, moment
+        )
         path = part.path(self.folder)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with path.open("wb") as target:
             target.truncate(size)
         return part
-
-
-def _md5_of_zeros(size: int) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    for _ in range(size // 2**20):
-        digest.update(bytes(2**20))
-    return digest.hexdigest()
