@@ -137,9 +137,7 @@ class Fault:
 
     def is_nth(self) -> bool:
         """Return whether the rule applies to the last matching call by its number."""
-        if self.nth is None:
-            return True
-        return self.matched in ([self.nth] if isinstance(self.nth, int) else self.nth)
+        return self.nth is None or self.matched in _as_items(self.nth)
 
 
 COUNTERS = {"number", "matched", "applied", "_change", "_reads_since"}  # fields that a rule cannot set
@@ -164,10 +162,8 @@ class Faults:
         """
         known = {field.name for field in fields(Fault)} - COUNTERS
         if not isinstance(rule, Fault):
-            if unknown := set(rule) - known:
-                raise ValueError(
-                    f"a fault rule has no {', '.join(sorted(unknown))}; use {', '.join(sorted(known))}"
-                )
+            if unknown := ", ".join(sorted(set(rule) - known)):
+                raise ValueError(f"a fault rule has no {unknown}; use {', '.join(sorted(known))}")
             rule = Fault(**rule)
         with self._lock:
             self._last += 1

@@ -107,11 +107,7 @@ class SandboxState:
         if DEFAULT_ACCESS_KEY not in known:
             arn = f"arn:aws:iam::{self.account}:user/operator"
             known[DEFAULT_ACCESS_KEY] = Credential(
-                access_key=DEFAULT_ACCESS_KEY,
-                secret=DEFAULT_SECRET_KEY,
-                account=self.account,
-                principal=arn,
-                user_id=unique_id("AIDA", arn),
+                *(DEFAULT_ACCESS_KEY, DEFAULT_SECRET_KEY, self.account, arn), user_id=unique_id("AIDA", arn)
             )
         self.account = known[DEFAULT_ACCESS_KEY].account
 
@@ -155,29 +151,23 @@ class SandboxState:
     def tables_for_read(self, service: str, rule: Fault) -> SandboxTables | None:
         """Return the state before the last change of a service while a rule makes reads stale, else None."""
         number, before = self._changes.get(service, (0, b""))
-        if not rule.is_stale(number):
-            return None
-        return load_tables(before)
+        return load_tables(before) if rule.is_stale(number) else None
 
     def _load(self) -> SandboxTables:
         """Return the tables of the state file. A file that cannot be read is not changed."""
-        path = self.folder / STATE_FILE
-        former = self.folder / FORMER_STATE_FILE
+        path, former = self.folder / STATE_FILE, self.folder / FORMER_STATE_FILE
+        text = "is not a state file of this version of the sandbox:"
+        if not path.exists() and former.exists():
+            text = f"{former} {text} an earlier version wrote it, and it may contain code."
+            raise OSError(f"{text} Choose another folder, or delete the file.")
         if not path.exists():
-            if former.exists():
-                raise OSError(
-                    f"{former} is not a state file of this version of the sandbox: an earlier version wrote "
-                    "it, and it may contain code. Choose another folder, or delete the file."
-                )
             return SandboxTables()
         try:
             content = path.read_bytes()
             tables = load_tables(content)
             self.clock.restore_steps(load_steps(content))
         except StateError as error:
-            raise OSError(
-                f"{path} is not a state file of this version of the sandbox: {error}. Choose another folder."
-            ) from error
+            raise OSError(f"{path} {text} {error}. Choose another folder.") from error
         return tables
 
     def mark_changed(self) -> None:
@@ -286,13 +276,10 @@ def load_tables(content: bytes) -> SandboxTables:
 def load_steps(content: bytes) -> Steps:
     """Return the calls of `Clock.advance` in a state file that `load_tables` has read."""
     try:
-        found = [
-            (datetime.fromisoformat(at), float(seconds))
-            for at, seconds in json.loads(content).get("steps", [])
-        ]
+        steps = json.loads(content).get("steps", [])
+        return [(datetime.fromisoformat(at).isoformat(), float(seconds)) for at, seconds in steps]
     except (TypeError, ValueError) as error:
         raise StateError(f"its steps are not as expected ({error})") from error
-    return [(at.isoformat(), seconds) for at, seconds in found]
 
 
 def _encode(value: Any) -> Any:
@@ -319,14 +306,9 @@ def _encode(value: Any) -> Any:
         return {"$seconds": value.total_seconds()}
     name = _name_of(type(value))
     if name is None:
-        message = f"a state cannot contain a {type(value).__name__}"
-        raise TypeError(message)
-    changed = {
-        field.name: _encode(getattr(value, field.name))
-        for field in dataclasses.fields(value)
-        if not _is_default(field, getattr(value, field.name))
-    }
-    return {"$type": [name, changed]}
+        raise TypeError(f"a state cannot contain a {type(value).__name__}")
+    members = [(field, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    return {"$type": [name, {f.name: _encode(one) for f, one in members if not _is_default(f, one)}]}
 
 
 def _is_block_map(value: dict[Any, Any]) -> bool:
@@ -370,12 +352,9 @@ def _decode_blocks(content: str) -> dict[int, bytes]:
     count, rest = divmod(len(raw), 8 + DIGEST_BYTES)
     if rest:
         raise StateError("a map of blocks is cut off")
-    digests = raw[8 * count :]
-    indices = struct.unpack(f">{count}Q", raw[: 8 * count])
-    return {
-        index: digests[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES]
-        for number, index in enumerate(indices)
-    }
+    indices = struct.unpack_from(f">{count}Q", raw)
+    digests = struct.iter_unpack(f"{DIGEST_BYTES}s", raw[8 * count :])
+    return {index: digest for index, (digest,) in zip(indices, digests, strict=True)}
 
 
 def _decode_type(content: list[Any]) -> Any:
