@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops.sandbox.core import ApiError, Params, not_emulated, operation, params_digest
 from vmsnix_ops.sandbox.ec2.filters import by_name, describe
-from vmsnix_ops.sandbox.ec2.resources import EmulatedSnapshot
+from vmsnix_ops.sandbox.ec2.resources import EmulatedSnapshot, Image
 from vmsnix_ops.sandbox.kms import find_key, managed_key
 from vmsnix_ops.sandbox.ssm import parameters, readable_parameters, refuse_unknown_aws_name
 from vmsnix_ops.sandbox.wire.models import service_model
@@ -327,6 +327,11 @@ def image_parameters(context: Context) -> Iterator[tuple[str, str]]:
             yield parameter.newest.value, name if name.startswith("/") else f"/{name}"
 
 
+def new_image(context: Context, name: str, **fields: Any) -> Image:
+    """Return a new image of the caller, which is not in its table yet. `fields` are those of `Image`."""
+    return Image(new_id("ami"), context.account, context.region, name, context.clock.now(), **fields)
+
+
 def new_snapshot(context: Context, size_gib: int, **more: Any) -> EmulatedSnapshot:
     """Add a snapshot to the caller's account. `more` are fields of `EmulatedSnapshot`."""
     now, snapshot_id = context.clock.now(), new_id("snap")
@@ -370,9 +375,8 @@ def choose_encryption(
         text = "The parameter KmsKeyId requires the parameter Encrypted to be set."
         raise ApiError("InvalidParameterDependency", text)
     if source and wanted is False:
-        raise ApiError(
-            "InvalidParameterCombination", "Encrypted resources cannot be copied to unencrypted ones."
-        )
+        text = "Encrypted resources cannot be copied to unencrypted ones."
+        raise ApiError("InvalidParameterCombination", text)
     settings = context.table("ec2_settings")
     if not (wanted or source or settings.get("ebs_encryption")):
         return Encryption(encrypted=False, key="")
@@ -486,18 +490,15 @@ def tags_at_creation(params: Params, *resource_types: str) -> dict[str, dict[str
     A type that the operation does not create, or that occurs twice, is refused.
     """
     found: dict[str, dict[str, str]] = {kind: {} for kind in resource_types}
-    seen: set[str] = set()
     for specification in params.get("TagSpecifications") or []:
         kind = specification.get("ResourceType", "")
         if kind not in found:
             raise invalid_value(f"'{kind}' is not a valid taggable resource type for this operation.")
-        if kind in seen:
+        if found[kind]:
             raise invalid_value(f"Tag specification resource type '{kind}' is given twice.")
-        seen.add(kind)
-        tags = specification.get("Tags") or []
-        if not tags:
+        found[kind] = check_tags(specification.get("Tags") or [])
+        if not found[kind]:
             raise invalid_value("Tag specification must have at least one tag")
-        found[kind] = check_tags(tags)
     return found
 
 

@@ -20,14 +20,13 @@ from vmsnix_ops.sandbox.ec2.common import (
     find_own_or_all,
     image_parameters,
     invalid_value,
-    new_id,
+    new_image,
     tags_at_creation,
 )
 from vmsnix_ops.sandbox.ec2.filters import Filters, by_name, describe, paginate
 from vmsnix_ops.sandbox.ec2.images import FORMER_IMAGES, add_public_images, check_free_name, image_view
 from vmsnix_ops.sandbox.ec2.instances import STATES, remove_terminated, state_view
 from vmsnix_ops.sandbox.ec2.networks import zone_id
-from vmsnix_ops.sandbox.ec2.resources import Image
 from vmsnix_ops.sandbox.ec2.snapshots import add_volume_snapshot, volumes_of
 
 if TYPE_CHECKING:
@@ -56,12 +55,9 @@ def create_image(context: Context, params: Params) -> dict[str, Any]:
         text = f"The instance '{instance.instance_id}' is {state}: an image cannot be created of it."
         raise ApiError("IncorrectState", text)
     source = context.tables.find(IMAGE.table, context.region, instance.image_id)
-    image = Image(
-        image_id=new_id(IMAGE.prefix),
-        owner=context.account,
-        region=context.region,
-        name=name,
-        created=context.clock.now(),
+    image = new_image(
+        context,
+        name,
         architecture=instance.architecture,
         root_device=instance.root_device,
         mappings=[],
@@ -77,12 +73,8 @@ def create_image(context: Context, params: Params) -> dict[str, Any]:
         source_region=context.region,
     )
     for volume in volumes_of(context, instance):
-        snapshot = add_volume_snapshot(
-            context,
-            volume,
-            f"Created by CreateImage({instance.instance_id}) for {image.image_id}",
-            dict(tags["snapshot"]),
-        )
+        text = f"Created by CreateImage({instance.instance_id}) for {image.image_id}"
+        snapshot = add_volume_snapshot(context, volume, text, dict(tags["snapshot"]))
         image.seconds = max(image.seconds, snapshot.seconds + REGISTER_SECONDS)
         image.mappings.append(_device(volume, snapshot.snapshot_id))
     context.table(IMAGE.table)[image.image_id] = image

@@ -24,7 +24,7 @@ from vmsnix_ops.sandbox.ec2.common import (
     find_token_result,
     invalid_value,
     is_managed_key,
-    new_id,
+    new_image,
     permission_changes,
     record_token_result,
     resource_not_found,
@@ -292,12 +292,9 @@ def register_image(context: Context, params: Params) -> dict[str, Any]:
         name = check_free_name(context, params.get("Name"))
         devices = _image_devices(context, params)
         _check_manifest(context, params.get("ImageLocation", ""))
-        image = Image(
-            image_id=new_id("ami"),
-            owner=context.account,
-            region=context.region,
-            name=name,
-            created=context.clock.now(),
+        image = new_image(
+            context,
+            name,
             architecture=params.get("Architecture", "i386"),
             root_device=params.get("RootDeviceName", "/dev/sda1"),
             mappings=devices,
@@ -670,12 +667,9 @@ def copy_image(context: Context, params: Params) -> dict[str, Any]:
     check_completion_minutes(minutes)
     check_copy_limit(context, len(source.snapshot_ids()))
     own_tags = dict(source.tags) if params.get("CopyImageTags") and source.owner == context.account else {}
-    image = Image(
-        image_id=new_id("ami"),
-        owner=context.account,
-        region=context.region,
-        name=name,
-        created=context.clock.now(),
+    image = new_image(
+        context,
+        name,
         architecture=source.architecture,
         root_device=source.root_device,
         mappings=copy.deepcopy(source.mappings),
