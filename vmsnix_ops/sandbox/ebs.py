@@ -278,18 +278,14 @@ def complete_snapshot(context: Context, params: Params) -> dict[str, Any]:
 
 def _check_aggregate(params: Params, upload: DirectUpload) -> None:
     """Check the checksum of the blocks' checksums (LINEAR: raw digests in ascending order of index)."""
-    given = [
-        name for name in ("Checksum", "ChecksumAggregationMethod", "ChecksumAlgorithm") if name in params
-    ]
-    if not given:
+    found = {"Checksum", "ChecksumAggregationMethod", "ChecksumAlgorithm"} & params.keys()
+    if not found:
         return
-    if len(given) != 3:
+    if len(found) != 3:
         text = "Checksum, ChecksumAlgorithm (SHA256) and ChecksumAggregationMethod (LINEAR) belong together."
         raise _validation_error("INVALID_PARAMETER_VALUE", text)
-    aggregate = hashlib.sha256()
-    for index in sorted(upload.written):
-        aggregate.update(upload.written[index])
-    if aggregate.digest() != _decode_base64(params["Checksum"]):
+    digests = b"".join(digest for _, digest in sorted(upload.written.items()))
+    if hashlib.sha256(digests).digest() != _decode_base64(params["Checksum"]):
         text = "The checksum does not match the checksums of the blocks that were written."
         raise _validation_error("INVALID_PARAMETER_VALUE", text)
 
@@ -377,17 +373,15 @@ def list_snapshot_blocks(context: Context, params: Params) -> dict[str, Any]:
 def list_changed_blocks(context: Context, params: Params) -> dict[str, Any]:
     """Return the blocks that differ between two related snapshots; without the first, all of the second."""
     second = _find_readable_snapshot(context, params["SecondSnapshotId"])
-    first = None
-    if params.get("FirstSnapshotId"):
-        first = _find_readable_snapshot(context, params["FirstSnapshotId"])
-        if first.lineage != second.lineage:
-            text = f"The snapshots '{first.snapshot_id}' and '{second.snapshot_id}' are unrelated."
-            raise _validation_error("UNRELATED_SNAPSHOTS", text)
+    first_id = params.get("FirstSnapshotId", "")
+    first = _find_readable_snapshot(context, first_id) if first_id else None
+    if first is not None and first.lineage != second.lineage:
+        text = f"The snapshots '{first_id}' and '{second.snapshot_id}' are unrelated."
+        raise _validation_error("UNRELATED_SNAPSHOTS", text)
     before: dict[int, bytes] = first.blocks if first is not None else {}
     after = second.blocks
     changed = [index for index in before.keys() | after.keys() if before.get(index) != after.get(index)]
-    purpose = f"changed {params.get('FirstSnapshotId', '')} {second.snapshot_id}"
-    shown, token = _page(context, params, purpose, changed)
+    shown, token = _page(context, params, f"changed {first_id} {second.snapshot_id}", changed)
     answer = _list_answer(context, second, token)
     blocks = []
     for index in shown:

@@ -105,8 +105,7 @@ def _validation_error(text: str, reason: str = "INVALID_PARAMETER_VALUE") -> Api
 
 
 PAGES = Paging(
-    *("MaxResults", 1000, 1000),
-    lambda: _validation_error("The page token is invalid.", "INVALID_PAGE_TOKEN"),
+    *("MaxResults", 1000, 1000), lambda: _validation_error("The page token is invalid.", "INVALID_PAGE_TOKEN")
 )
 
 
@@ -165,9 +164,7 @@ def _find_rule(context: Context, rule_id: str) -> RetentionRule:
 
 
 @operation(
-    "rbin",
-    "CreateRule",
-    "RetentionPeriod Description Tags ResourceType ResourceTags ExcludeResourceTags",
+    "rbin", "CreateRule", "RetentionPeriod Description Tags ResourceType ResourceTags ExcludeResourceTags"
 )
 def create_rule(context: Context, params: Params) -> dict[str, Any]:
     """Create a rule: tag-level with ResourceTags, region-level without."""

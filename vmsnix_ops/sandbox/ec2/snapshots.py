@@ -151,8 +151,8 @@ def _is_selected(
 ) -> bool:
     if owners and snapshot.owner not in [context.account if o == "self" else o for o in owners]:
         return False
+    shared = snapshot.shared_with(context.clock)
     for who in restorable:
-        shared = snapshot.shared_with(context.clock)
         if who == "all" and "all" in shared:
             return True
         account = context.account if who == "self" else who
@@ -239,11 +239,8 @@ def check_copy_limit(context: Context, wanted: int = 1) -> None:
     """Check that this region may receive more snapshot copies at once."""
     copies = (s for s in context.table("snapshots").values() if s.copied)
     if sum(s.state(context.clock) == "pending" for s in copies) + wanted > MAX_COPIES_IN_PROGRESS:
-        raise ApiError(
-            "ResourceLimitExceeded",
-            f"Too many snapshot copies in progress. The limit is {MAX_COPIES_IN_PROGRESS} for this "
-            "destination region.",
-        )
+        text = f"The limit is {MAX_COPIES_IN_PROGRESS} for this destination region."
+        raise ApiError("ResourceLimitExceeded", f"Too many snapshot copies in progress. {text}")
 
 
 def add_snapshot_copy(
@@ -317,8 +314,7 @@ def check_completion_minutes(minutes: int | None) -> None:
 
 def images_of_snapshot(context: Context, snapshot_id: str) -> list[str]:
     """Return the IDs of this account's images with this snapshot."""
-    images = context.table("images").values()
-    return [image.image_id for image in images if snapshot_id in image.snapshot_ids()]
+    return [i.image_id for i in context.table("images").values() if snapshot_id in i.snapshot_ids()]
 
 
 @operation("ec2", "DeleteSnapshot", "SnapshotId")
@@ -662,8 +658,7 @@ def volume_view(context: Context, volume: Volume) -> dict[str, Any]:
 
 def volumes_of(context: Context, instance: EmulatedInstance) -> list[Volume]:
     """Return the attached volumes of an instance."""
-    volumes = context.table("volumes").values()
-    return [volume for volume in volumes if volume.instance_id == instance.instance_id]
+    return [one for one in context.table("volumes").values() if one.instance_id == instance.instance_id]
 
 
 VOLUME_FILTERS: Filters = by_name(
@@ -719,11 +714,8 @@ def check_volume_type(kind: str, size: int, iops: int | None, throughput: int | 
 def check_volume_size(size: int, snapshot_id: str, snapshot_gib: int) -> None:
     """Check that a volume is at least as large as its snapshot."""
     if size < snapshot_gib:
-        raise ApiError(
-            "InvalidBlockDeviceMapping",
-            f"Volume of size {size}GB is smaller than snapshot '{snapshot_id}', "
-            f"expect size >= {snapshot_gib}GB",
-        )
+        text = f"Volume of size {size}GB is smaller than snapshot '{snapshot_id}'"
+        raise ApiError("InvalidBlockDeviceMapping", f"{text}, expect size >= {snapshot_gib}GB")
 
 
 def add_volume(
