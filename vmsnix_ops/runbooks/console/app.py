@@ -11,6 +11,7 @@ import ipywidgets
 from vmsnix_ops.runbooks.console.backends import BackendBar
 from vmsnix_ops.runbooks.console.runner import RunPage
 from vmsnix_ops.runbooks.console.tabs import ChannelsTab, FindingsTab, HistoryTab, InventoryTab, TimingsTab
+from vmsnix_ops.runbooks.console.widgets import stack, styled
 from vmsnix_ops.templates import fill
 
 if TYPE_CHECKING:
@@ -30,15 +31,13 @@ class Console:
         self.run = RunPage(self.bar, self._on_run_ended)
         classes = (ChannelsTab, HistoryTab, TimingsTab, InventoryTab, FindingsTab)
         self.tabs: dict[str, Tab] = {each.title: each(self._open_runbook, self._show_run) for each in classes}
-        self.strip = ipywidgets.ToggleButtons(options=[RUN, *self.tabs])
-        self.strip.add_class("vmsnix-tabs")
+        self.strip = styled(ipywidgets.ToggleButtons(options=[RUN, *self.tabs]), "vmsnix-tabs")
         self.strip.observe(self._on_tab, "value")
         self._panes = {RUN: self.run.widget} | {title: tab.widget for title, tab in self.tabs.items()}
         # The style sheet uses JupyterLab's variables, so that the console follows its theme.
         css = (files("vmsnix_ops.runbooks.console") / "console.css").read_text(encoding="utf-8")
         style = ipywidgets.HTML(fill("<style>{{ style | safe }}</style>", style=css))
-        self.widget: Any = ipywidgets.VBox([style, self.bar.widget, self.strip, *self._panes.values()])
-        self.widget.add_class("vmsnix-console")
+        self.widget = stack("vmsnix-console", style, self.bar.widget, self.strip, *self._panes.values())
         if runbook:
             self.run.open(runbook, {})
         self._on_tab()

@@ -21,6 +21,7 @@ import ipywidgets
 from vmsnix_ops import endpoints
 from vmsnix_ops import settings as settings_module
 from vmsnix_ops.errors import RunError, VmsnixError
+from vmsnix_ops.runbooks.console.widgets import row, stack, styled
 from vmsnix_ops.runbooks.execution import kernels
 from vmsnix_ops.templates import fill
 
@@ -217,7 +218,6 @@ class BackendBar:
             value=SANDBOX if self._initial.sandbox else AWS,
             tooltips=["Use the account of your AWS credentials", "Use a local sandbox on this machine"],
         )
-        self.switch.add_class("vmsnix-switch")
         self.switch.observe(self._on_switch, "value")
         self._note = ipywidgets.HTML("")
         if self._initial.sandbox:
@@ -225,10 +225,8 @@ class BackendBar:
             self.switch.layout.display = "none"
             words = fill("Started with <code>--sandbox</code>. To use AWS, start the console without it.")
             self._show_note(words)
-        side = ipywidgets.VBox([self.switch, self._note])
-        side.add_class("vmsnix-bar-side")
-        self.widget = ipywidgets.HBox([self._banner, side])
-        self.widget.add_class("vmsnix-bar-top")
+        side = stack("vmsnix-bar-side", styled(self.switch, "vmsnix-switch"), self._note)
+        self.widget = row("vmsnix-bar-top", self._banner, side)
 
     def start(self, *, sandbox: bool) -> None:
         """Show the backend; with `sandbox`, switch to a sandbox first."""

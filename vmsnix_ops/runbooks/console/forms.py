@@ -10,6 +10,7 @@ import ipywidgets
 from vmsnix_ops.errors import ParameterError, nearest
 from vmsnix_ops.runbooks import parameters, value_checks
 from vmsnix_ops.runbooks.console.suggestions import USED, source_of
+from vmsnix_ops.runbooks.console.widgets import button, row, stack, styled, with_hidden_label
 from vmsnix_ops.runbooks.execution.side_effects import allowed_effects
 from vmsnix_ops.templates import fill
 
@@ -89,8 +90,7 @@ class Field:
         self._help = ipywidgets.HTML("")
         self._unavailable = ""
         self._problem = ipywidgets.HTML("")
-        self.widget = ipywidgets.VBox([self._control(), self._help, self._problem])
-        self.widget.add_class("vmsnix-field")
+        self.widget = stack("vmsnix-field", self._control(), self._help, self._problem)
         self.widget.add_class(f"vmsnix-field-{parameter.name}")
         self.show_help({})
         self.fill(parameter.default)
@@ -162,6 +162,12 @@ class Field:
     def _first_input(self) -> Any:
         return self._input
 
+    def _observe(self, control: Any) -> Any:
+        """Make a control the only input of the field."""
+        self._input = control
+        control.observe(self._on_input, "value")
+        return control
+
     def _on_input(self, _change: object = None) -> None:
         if not self._filling:
             self._changed()
@@ -173,9 +179,7 @@ class CheckboxField(Field):
     """A checkbox for yes or no."""
 
     def _control(self) -> Any:
-        self._input = ipywidgets.Checkbox(description=self.parameter.name, indent=False)
-        self._input.observe(self._on_input, "value")
-        return self._input
+        return self._observe(ipywidgets.Checkbox(description=self.parameter.name, indent=False))
 
     def _set(self, value: object) -> None:
         self._input.value = bool(value)
@@ -185,9 +189,8 @@ class ChoiceField(Field):
     """A list of choices."""
 
     def _control(self) -> Any:
-        self._input = ipywidgets.Dropdown(description=self.parameter.name, options=self._options("default"))
-        self._input.observe(self._on_input, "value")
-        return self._input
+        options = self._options("default")
+        return self._observe(ipywidgets.Dropdown(description=self.parameter.name, options=options))
 
     def _options(self, default_text: str) -> list[tuple[str, object]]:
         parameter = self.parameter
@@ -215,24 +218,16 @@ class NumberField(Field):
 
     def _control(self) -> Any:
         make = ipywidgets.IntText if self.parameter.type.kind == "int" else ipywidgets.FloatText
-        self._input = make(description=self.parameter.name, continuous_update=True)
-        self._input.observe(self._on_input, "value")
-        return self._input
+        return self._observe(make(description=self.parameter.name, continuous_update=True))
 
 
 class TextField(Field):
     """A line of text, with a list of suggestions beside it, if there are any."""
 
     def _control(self) -> Any:
-        self._input = ipywidgets.Text(description=self.parameter.name, continuous_update=True)
-        self._input.observe(self._on_input, "value")
-        self._pick = _picker(self._on_pick)
-        row = ipywidgets.HBox([self._input, self._pick])
-        row.add_class("vmsnix-pickable")
-        return row
-
-    def _on_pick(self, value: str) -> None:
-        self._input.value = value
+        text = self._observe(ipywidgets.Text(description=self.parameter.name, continuous_update=True))
+        self._pick = _picker(self._set)
+        return row("vmsnix-pickable", text, self._pick)
 
     def _show_default(self, text: str) -> None:
         self._input.placeholder = text
@@ -250,14 +245,11 @@ class ListField(Field):
         self._pick = _picker(self._on_pick)
         self._add_button = _small_button("+ Add", f"Add a value to {self.parameter.name}", self._on_add)
         name = ipywidgets.HTML(fill(_NAME, name=self.parameter.name))
-        below = ipywidgets.HBox([self._add_button, self._pick])
-        below.add_class("vmsnix-pickable")
+        below = row("vmsnix-pickable", self._add_button, self._pick)
         self._unset = ipywidgets.HTML("")
-        box = ipywidgets.VBox([name, self._unset, self._box, below])
-        box.add_class("vmsnix-rows")
-        return box
+        return stack("vmsnix-rows", name, self._unset, self._box, below)
 
-    def _on_add(self, _button: object) -> None:
+    def _on_add(self) -> None:
         self._add("")
         self._rows[-1][0].focus()
         self._on_input()
@@ -274,13 +266,12 @@ class ListField(Field):
         self._append_row(text, text)
 
     def _append_row(self, first: Any, content: Any) -> None:
-        def remove(_button: object) -> None:
-            self._set_rows([entry for entry in self._rows if entry[1] is not row])
+        def remove() -> None:
+            self._set_rows([entry for entry in self._rows if entry[1] is not whole])
             self._on_input()
 
-        row = ipywidgets.HBox([content, _small_button("✕", "Remove this row", remove)])
-        row.add_class("vmsnix-row")
-        self._set_rows([*self._rows, (first, row)])
+        whole = row("vmsnix-row", content, _small_button("✕", "Remove this row", remove))
+        self._set_rows([*self._rows, (first, whole)])
 
     def _set_rows(self, rows: list[tuple[Any, Any]]) -> None:
         self._rows = rows
@@ -313,9 +304,7 @@ class MappingField(ListField):
         for part, label in ((key, "name"), (content, "value")):
             with_hidden_label(part, f"{self.parameter.name}: {label}")
             part.observe(self._on_input, "value")
-        pair = ipywidgets.HBox([key, content])
-        pair.add_class("vmsnix-pair")
-        self._append_row(key, pair)
+        self._append_row(key, row("vmsnix-pair", key, content))
 
     def value(self) -> object:
         """Return the names and values of all rows that are not empty.
@@ -323,32 +312,22 @@ class MappingField(ListField):
         A value without a name, and a name that is given twice, are a `ParameterError`.
         """
         found: dict[str, str] = {}
-        for key, row in self._rows:
-            name, value = key.value.strip(), row.children[0].children[1].value
+        for key, pair in self._rows:
+            name, value = key.value.strip(), pair.children[0].children[1].value
             if not name and not value:
                 continue
             if not name or name in found:
-                twice, missing = (
-                    f"The name {name!r} is given twice.",
-                    f"No name given for the value {value!r}.",
-                )
-                what = twice if name else missing
+                missing = f"No name given for the value {value!r}."
+                what = f"The name {name!r} is given twice." if name else missing
                 raise ParameterError(f"{self.parameter.name}: {what}", fix="Give each value one name.")
             found[name] = value
         return found
 
 
-def with_hidden_label(control: Any, label: str) -> Any:
-    """Give a control a label that only assistive programs show."""
-    control.description = label
-    control.add_class("vmsnix-hidden-label")
-    return control
-
-
 def _picker(picked: Callable[[str], None]) -> Any:
     """Return a list of suggestions that shows only an arrow; `picked` is called with the selected value."""
-    pick = with_hidden_label(ipywidgets.Dropdown(options=[(PICK, "")], tooltip="Suggestions"), "Suggestions")
-    pick.add_class("vmsnix-pick")
+    pick = styled(ipywidgets.Dropdown(options=[(PICK, "")], tooltip="Suggestions"), "vmsnix-pick")
+    with_hidden_label(pick, "Suggestions")
     pick.layout.display = "none"
 
     def on_pick(change: Any) -> None:
@@ -360,11 +339,12 @@ def _picker(picked: Callable[[str], None]) -> Any:
     return pick
 
 
-def _small_button(text: str, tooltip: str, pressed: Callable[[Any], None]) -> Any:
-    button = ipywidgets.Button(description=text, tooltip=tooltip)
-    button.add_class("vmsnix-small")
-    button.on_click(pressed)
-    return button
+def _small_button(text: str, tooltip: str, pressed: Callable[[], None]) -> Any:
+    return styled(button(text, pressed, tooltip), "vmsnix-small")
+
+
+def _field_box(fields: Mapping[str, Field]) -> Any:
+    return styled(ipywidgets.Box([field.widget for field in fields.values()]), "vmsnix-fields")
 
 
 class Group:
@@ -372,13 +352,10 @@ class Group:
 
     def __init__(self, title: str, fields: Mapping[str, Field]) -> None:
         self._title, self.fields = title, fields
-        self._toggle = ipywidgets.ToggleButton(tooltip=", ".join(fields))
-        self._toggle.add_class("vmsnix-fold")
+        self._toggle = styled(ipywidgets.ToggleButton(tooltip=", ".join(fields)), "vmsnix-fold")
         self._toggle.observe(self.draw, "value")
-        self._box = ipywidgets.Box([field.widget for field in fields.values()])
-        self._box.add_class("vmsnix-fields")
-        self.widget = ipywidgets.VBox([self._toggle, self._box])
-        self.widget.add_class("vmsnix-group")
+        self._box = _field_box(fields)
+        self.widget = stack("vmsnix-group", self._toggle, self._box)
         self.draw()
 
     def draw(self, _change: object = None) -> None:
@@ -414,11 +391,9 @@ class Form:
         groups: dict[str, dict[str, Field]] = {title: {} for title in ("", *GROUPS)}
         for name, field in self.fields.items():
             groups[folded.get(name, "")][name] = field
-        basic = ipywidgets.Box([field.widget for field in groups.pop("").values()])
-        basic.add_class("vmsnix-fields")
+        basic = _field_box(groups.pop(""))
         self.groups = [Group(title, fields) for title, fields in groups.items() if fields]
-        self.widget = ipywidgets.VBox([basic, *(group.widget for group in self.groups)])
-        self.widget.add_class("vmsnix-form")
+        self.widget = stack("vmsnix-form", basic, *(group.widget for group in self.groups))
         self.check()
 
     def check(self) -> None:

@@ -9,6 +9,7 @@ import shutil
 import threading
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +23,10 @@ from vmsnix_ops.records.result import is_dry_run, marked
 from vmsnix_ops.region_names import ami_url
 from vmsnix_ops.runbooks import catalog, parameters
 from vmsnix_ops.runbooks.console import jobs
-from vmsnix_ops.runbooks.console.active import ActiveHTML
-from vmsnix_ops.runbooks.console.forms import DRY_RUN, EXPECT_PLAN, Form, plan_html, with_hidden_label
+from vmsnix_ops.runbooks.console.forms import DRY_RUN, EXPECT_PLAN, Form, plan_html
 from vmsnix_ops.runbooks.console.jobs import JobReader
 from vmsnix_ops.runbooks.console.suggestions import USED, SuggestionCache, immediate, source_of
+from vmsnix_ops.runbooks.console.widgets import ActiveHTML, button, row, stack, styled, with_hidden_label
 from vmsnix_ops.runbooks.evidence import archive
 from vmsnix_ops.runbooks.evidence.runs import open_archive
 from vmsnix_ops.runbooks.execution.execute import same_parameters
@@ -130,20 +131,15 @@ class LiveView:
         self._steps = ipywidgets.HTML("")
         self._log = ipywidgets.HTML("")
         # The box scrolls and has the focus. Only its content is replaced, so that its position is kept.
-        self._log_box = ipywidgets.VBox([self._log], tabbable=True)
-        self._log_box.add_class("vmsnix-log")
-        self.cancel_button = ipywidgets.Button(description="Cancel", button_style="warning")
-        self.cancel_button.tooltip = "Interrupt the notebook and undo an unfinished publish"
-        self.cancel_button.on_click(self._on_cancel)
-        self.kill_button = ipywidgets.Button(description="Stop at once", button_style="danger")
-        self.kill_button.tooltip = "Kill the notebook's kernel; resources that it created may remain"
-        self.kill_button.on_click(self._on_kill)
-        top = ipywidgets.HBox([self._head, self.cancel_button, self.kill_button])
-        top.add_class("vmsnix-live-head")
+        self._log_box = styled(ipywidgets.VBox([self._log], tabbable=True), "vmsnix-log")
+        about = "Interrupt the notebook and undo an unfinished publish"
+        self.cancel_button = button("Cancel", self._on_cancel, about, button_style="warning")
+        about = "Kill the notebook's kernel; resources that it created may remain"
+        self.kill_button = button("Stop at once", self._on_kill, about, button_style="danger")
+        top = row("vmsnix-live-head", self._head, self.cancel_button, self.kill_button)
         self._notices = ActiveHTML()
         self._notices.html = _NOTICES
-        self.widget = ipywidgets.VBox([top, self._notices, self._steps, self._log_box])
-        self.widget.add_class("vmsnix-live")
+        self.widget = stack("vmsnix-live", top, self._notices, self._steps, self._log_box)
         self.start("")
 
     def start(self, title: str, backend: str = "") -> None:
@@ -182,13 +178,13 @@ class LiveView:
             _HEAD, title=self._title, backend=self._backend, status=status, more=more, share=share
         )
 
-    def _on_cancel(self, _button: object) -> None:
+    def _on_cancel(self) -> None:
         if not self._cancelled_at:
             self._cancelled_at = time.monotonic()
             self.cancel_button.disabled = True
             self._cancel(False)
 
-    def _on_kill(self, _button: object) -> None:
+    def _on_kill(self) -> None:
         self.kill_button.layout.display = "none"
         self._cancel(True)
 
@@ -401,36 +397,21 @@ class ResultView:
         self._confirm_text = ipywidgets.HTML("")
         self.confirm = ipywidgets.Text(continuous_update=True, description="Confirm")
         self.confirm.observe(lambda _change: self.draw(), "value")
-        self._confirmation = ipywidgets.VBox([self._confirm_text, self.confirm])
-        self._confirmation.add_class("vmsnix-confirm")
-        self.apply_button = ipywidgets.Button(description=APPLY, disabled=True)
-        self.apply_button.tooltip = "Run it without dry_run; refuse it if the plan has changed since"
-        self.apply_button.on_click(lambda _button: apply())
+        self._confirmation = stack("vmsnix-confirm", self._confirm_text, self.confirm)
+        about = "Run it without dry_run; refuse it if the plan has changed since"
+        self.apply_button = button(APPLY, apply, about, disabled=True)
         self._message = ipywidgets.HTML("")
-        buttons = ipywidgets.HBox([self.apply_button, self._message])
-        buttons.add_class("vmsnix-buttons")
-        self._apply_box = ipywidgets.VBox([self._confirmation, buttons])
-        self._apply_box.add_class("vmsnix-apply")
-        self.next = ipywidgets.HBox([])
-        self.next.add_class("vmsnix-buttons")
+        buttons = row("vmsnix-buttons", self.apply_button, self._message)
+        self._apply_box = stack("vmsnix-apply", self._confirmation, buttons)
+        self.next = row("vmsnix-buttons")
         self._links = ActiveHTML()
         self.report_button = ipywidgets.ToggleButton(description="Show the report", value=False)
         self.report_button.observe(self._on_report, "value")
         self._report = ipywidgets.HTML("")
         self._text = ""
         self._steps = ipywidgets.HTML("")
-        self.widget = ipywidgets.VBox(
-            [
-                self._summary,
-                self._apply_box,
-                self.next,
-                self._links,
-                self._steps,
-                self.report_button,
-                self._report,
-            ]
-        )
-        self.widget.add_class("vmsnix-result")
+        above = (self._summary, self._apply_box, self.next, self._links, self._steps)
+        self.widget = stack("vmsnix-result", *above, self.report_button, self._report)
         self.clear()
 
     def clear(self) -> None:
@@ -475,16 +456,16 @@ class ResultView:
 
     def _offer_next(self, steps: Sequence[NextStep]) -> None:
         """Show a button for each runbook that usually comes next."""
-        old, self.next.children = self.next.children, [self._next_button(step) for step in steps]
+        old, about = self.next.children, "Open its form with these values"
+        self.next.children = [
+            button(
+                f"Next: {one}", partial(self._open_form, one.runbook, one.values), about, icon="arrow-right"
+            )
+            for one in steps
+        ]
         self.next.layout.display = "" if steps else "none"
-        for button in old:
-            button.close()
-
-    def _next_button(self, step: NextStep) -> Any:
-        button = ipywidgets.Button(description=f"Next: {step}", icon="arrow-right")
-        button.tooltip = "Open its form with these values"
-        button.on_click(lambda _button: self._open_form(step.runbook, step.values))
-        return button
+        for each in old:
+            each.close()
 
     def draw(self) -> None:
         """Update the button and the confirmation, for the current account."""
@@ -621,8 +602,7 @@ class RunPage:
             rows=max(len(books), 8),
             tooltip="Runbooks, in the order of use",
         )
-        self.pick.add_class("vmsnix-pick-runbook")
-        with_hidden_label(self.pick, "Runbooks")
+        with_hidden_label(styled(self.pick, "vmsnix-pick-runbook"), "Runbooks")
         self.pick.observe(self._on_pick, "value")
         self._build()
         self._on_pick()
@@ -634,49 +614,34 @@ class RunPage:
         self._confirm_text = ipywidgets.HTML("")
         self.confirm = ipywidgets.Text(continuous_update=True, description="Confirm")
         self.confirm.observe(self._refresh, "value")
-        self._confirmation = ipywidgets.VBox([self._confirm_text, self.confirm])
-        self._confirmation.add_class("vmsnix-confirm")
+        self._confirmation = stack("vmsnix-confirm", self._confirm_text, self.confirm)
         self._modified_text = ipywidgets.HTML("")
         self.modified = ipywidgets.Checkbox(description="Run the modified notebook", indent=False)
         self.modified.observe(self._refresh, "value")
-        self._modified_notebook = ipywidgets.VBox([self._modified_text, self.modified])
-        self._modified_notebook.add_class("vmsnix-modified")
-        self.run_button = ipywidgets.Button(description="Run", button_style="primary")
-        self.run_button.on_click(lambda _button: self._start(dry=False))
-        self.dry_button = ipywidgets.Button(description="Dry run")
-        self.dry_button.tooltip = "Run it with dry_run: it shows the plan and changes nothing"
-        self.dry_button.on_click(lambda _button: self._start(dry=True))
-        self.default_button = ipywidgets.Button(description="Defaults", tooltip="Clear the form")
-        self.default_button.on_click(lambda _button: self._form.fill({}))
+        self._modified_notebook = stack("vmsnix-modified", self._modified_text, self.modified)
+        self.run_button = button("Run", lambda: self._start(dry=False), button_style="primary")
+        about = "Run it with dry_run: it shows the plan and changes nothing"
+        self.dry_button = button("Dry run", lambda: self._start(dry=True), about)
+        self.default_button = button("Defaults", lambda: self._form.fill({}), "Clear the form")
         self._message = ipywidgets.HTML("")
-        buttons = ipywidgets.HBox([self.run_button, self.dry_button, self.default_button, self._message])
-        buttons.add_class("vmsnix-buttons")
+        buttons = (self.run_button, self.dry_button, self.default_button, self._message)
         # Always visible, also below a long form.
-        foot = ipywidgets.VBox([self._modified_notebook, self._confirmation, buttons])
-        foot.add_class("vmsnix-foot")
-        self._form_page = ipywidgets.VBox([self._fields, self._plan, foot])
-        self.live = LiveView(self._cancel)
-        self.result = ResultView(
-            self._apply_plan,
-            lambda: (self._bar.words, self._account),
-            lambda name, values: self.open(name, values),
+        foot = stack(
+            "vmsnix-foot", self._modified_notebook, self._confirmation, row("vmsnix-buttons", *buttons)
         )
-        self.back_button = ipywidgets.Button(description="Back to the form", icon="arrow-left")
-        self.back_button.on_click(lambda _button: self._show_page(self._form_page))
-        self.again_button = ipywidgets.Button(description="Fill in its form")
-        self.again_button.tooltip = "Open the runbook's form with the parameters of this run"
-        self.again_button.on_click(lambda _button: self.open(*self._shown))
+        self._form_page = stack("vmsnix-page", self._fields, self._plan, foot)
+        self.live = LiveView(self._cancel)
+        self.result = ResultView(self._apply_plan, lambda: (self._bar.words, self._account), self.open)
+        back = partial(self._show_page, self._form_page)
+        self.back_button = button("Back to the form", back, icon="arrow-left")
+        about = "Open the runbook's form with the parameters of this run"
+        self.again_button = button("Fill in its form", lambda: self.open(*self._shown), about)
         self._shown: tuple[str, Mapping[str, object]] = ("", {})  # runbook and parameters of the shown run
-        buttons = ipywidgets.HBox([self.back_button, self.again_button])
-        buttons.add_class("vmsnix-buttons")
-        self._result_page = ipywidgets.VBox([buttons, self.result.widget])
-        self._pages = (self._form_page, self.live.widget, self._result_page)
-        for page in self._pages:
-            page.add_class("vmsnix-page")
-        right = ipywidgets.VBox([self._about, *self._pages])
-        right.add_class("vmsnix-main")
-        self.widget = ipywidgets.HBox([self.pick, right])
-        self.widget.add_class("vmsnix-run")
+        above = row("vmsnix-buttons", self.back_button, self.again_button)
+        self._result_page = stack("vmsnix-page", above, self.result.widget)
+        self._pages = (self._form_page, styled(self.live.widget, "vmsnix-page"), self._result_page)
+        right = stack("vmsnix-main", self._about, *self._pages)
+        self.widget = row("vmsnix-run", self.pick, right)
         self._show_page(self._form_page)
 
     def open(self, runbook: str, values: Mapping[str, object]) -> None:

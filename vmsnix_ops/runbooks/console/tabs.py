@@ -20,12 +20,11 @@ from vmsnix_ops.channels import overview
 from vmsnix_ops.errors import VmsnixError
 from vmsnix_ops.progress import counted
 from vmsnix_ops.records import figures, history, timing_plots, timings
-from vmsnix_ops.runbooks.console.active import ActiveHTML
-from vmsnix_ops.runbooks.console.forms import with_hidden_label
+from vmsnix_ops.runbooks.console.widgets import ActiveHTML, button, row, stack, styled, with_hidden_label
 from vmsnix_ops.templates import fill
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import pandas as pd
     from markupsafe import Markup
@@ -116,16 +115,13 @@ class Grid:
         self.search = ipywidgets.Text(
             placeholder="Search", continuous_update=True, tooltip="Search all columns"
         )
-        self.search.add_class("vmsnix-search")
-        with_hidden_label(self.search, "Search all columns")
+        with_hidden_label(styled(self.search, "vmsnix-search"), "Search all columns")
         self.filter = ipywidgets.Dropdown(options=[("all", "")], tooltip=f"Show only this {filter_by}")
         with_hidden_label(self.filter, f"Show only this {filter_by}")
         self._count = ipywidgets.HTML("")
         self.table = ActiveHTML(self._on_click)
-        self._bar = ipywidgets.HBox([self.search, self.filter, self._count])
-        self._bar.add_class("vmsnix-grid-bar")
-        self.widget = ipywidgets.VBox([self._bar, self.table])
-        self.widget.add_class("vmsnix-grid")
+        self._bar = row("vmsnix-grid-bar", self.search, self.filter, self._count)
+        self.widget = stack("vmsnix-grid", self._bar, self.table)
         for control in (self.search, self.filter):
             control.observe(self._draw, "value")
 
@@ -150,11 +146,7 @@ class Grid:
             texts = frame[names].astype("object").map(to_text)
             self._text = texts.agg(" ".join, axis=1).str.lower() if len(frame) else None
             known = frame[self._filter_by].dropna() if self._filter_by in frame else ()
-            values = sorted({str(value) for value in known} - {""})
-            before = self.filter.value
-            self.filter.options = [(f"every {self._filter_by}", ""), *((value, value) for value in values)]
-            self.filter.value = before if before in values else ""
-            self.filter.layout.display = "" if len(values) > 1 else "none"
+            _set_choices(self.filter, self._filter_by, known)
             self._draw()
 
     def rows(self) -> pd.DataFrame | None:
@@ -195,6 +187,15 @@ class Grid:
             for key, row in zip(keys, rows[names].itertuples(index=False, name=None), strict=True)
         ]
         return fill(_TABLE, columns=[column.head(self.sort) for column in present], rows=cells, empty=empty)
+
+
+def _set_choices(choice: Any, noun: str, known: Iterable[object]) -> None:
+    """Let a person choose every or one of these values; hide the choice if there is only one."""
+    values = sorted({str(value) for value in known} - {""})
+    before = choice.value
+    choice.options = [(f"every {noun}", ""), *((value, value) for value in values)]
+    choice.value = before if before in values else ""
+    choice.layout.display = "" if len(values) > 1 else "none"
 
 
 _COUNT = """\
@@ -281,8 +282,7 @@ class Tab:
         self._problem = ipywidgets.HTML("")
         self._read_for: tuple[str, int] | None = None
         self._lock = threading.Lock()
-        self.widget = ipywidgets.VBox([self._problem, *self._parts()])
-        self.widget.add_class("vmsnix-tab")
+        self.widget = stack("vmsnix-tab", self._problem, *self._parts())
         self.widget.add_class(f"vmsnix-tab-{self.title.lower()}")
 
     def refresh(self, backend: Backend, runs_ended: int) -> None:
@@ -413,8 +413,7 @@ class ChannelsTab(Tab):
     def _parts(self) -> list[Any]:
         self._head = ipywidgets.HTML("")
         self._grid = ChannelGrid(self._open_runbook)
-        again = ipywidgets.Button(description="Read again")
-        again.on_click(lambda _button: threading.Thread(target=self._again, daemon=True).start())
+        again = button("Read again", lambda: threading.Thread(target=self._again, daemon=True).start())
         return [self._head, self._grid.widget, again]
 
     def _again(self) -> None:
@@ -494,11 +493,7 @@ class TimingsTab(Tab):
 
     def _read(self, backend: Backend) -> None:
         self._steps = history.steps(backend.tables(), last=MAX_STEPS)
-        names = sorted({str(name) for name in self._steps["image"].dropna()})
-        before = self._image.value
-        self._image.options = [("every image", ""), *((name, name) for name in names)]
-        self._image.value = before if before in names else ""
-        self._image.layout.display = "" if len(names) > 1 else "none"
+        _set_choices(self._image, "image", self._steps["image"].dropna())
         self._draw()
 
     def _draw(self, _change: object = None) -> None:
@@ -564,13 +559,9 @@ class AuditTab(Tab):
         self._run_id = ""
         self._head = ipywidgets.HTML("")
         self._grid = Grid(self.columns, filter_by=self.filter_by, sort=self.sort, empty=NO_AUDITS)
-        audit = ipywidgets.Button(description="Audit now")
-        audit.on_click(lambda _button: self._open_runbook(AUDIT, {}))
-        self._show_button = ipywidgets.Button(description="Show that audit")
-        self._show_button.on_click(lambda _button: self._show_run({"run_id": self._run_id}))
-        buttons = ipywidgets.HBox([audit, self._show_button])
-        buttons.add_class("vmsnix-actions")
-        return [self._head, self._grid.widget, buttons]
+        audit = button("Audit now", lambda: self._open_runbook(AUDIT, {}))
+        self._show_button = button("Show that audit", lambda: self._show_run({"run_id": self._run_id}))
+        return [self._head, self._grid.widget, row("vmsnix-actions", audit, self._show_button)]
 
     def _read(self, backend: Backend) -> None:
         frame, run = last_audit(backend, self.file)
