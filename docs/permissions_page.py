@@ -6,7 +6,7 @@ Run ``python docs/permissions_page.py`` after a change.
 from __future__ import annotations
 
 from vmsnix_ops.aws.iam.permissions import PERMISSIONS
-from vmsnix_ops.cli.iam_policy import JOBS, KINDS
+from vmsnix_ops.cli.policies import JOBS, KINDS
 
 TARGETS = {
     "everything": "`*`, limited to regions by `aws:RequestedRegion`",

@@ -15,7 +15,7 @@ from vmsnix_ops import errors, prove, publish
 from vmsnix_ops.aws import drift as fields
 from vmsnix_ops.boot import measurements
 from vmsnix_ops.channels import attestation, verify
-from vmsnix_ops.cli.attestation_policy import attestation_policy
+from vmsnix_ops.cli.policies import attestation_policy
 from vmsnix_ops.disk.formats import open_image
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.progress import silent

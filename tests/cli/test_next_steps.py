@@ -11,8 +11,8 @@ import pytest
 
 from vmsnix_ops.audit.retirement._plan import _by_reason
 from vmsnix_ops.cli import cli, output
-from vmsnix_ops.cli.iam_policy import KINDS
 from vmsnix_ops.cli.next_steps import next_command, with_sandbox
+from vmsnix_ops.cli.policies import KINDS
 from vmsnix_ops.display import make_table, shortened
 from vmsnix_ops.runbooks import catalog, parameters
 from vmsnix_ops.runbooks.execution.execute import RunOutcome

@@ -1,4 +1,4 @@
-"""Runs of each job of `vmsnix_ops.cli.iam_policy`, to test it with more or fewer permissions.
+"""Runs of each job of `vmsnix_ops.cli.policies`, to test it with more or fewer permissions.
 
 A run does the whole job, so it needs every action of the job's policy, and raises the job's errors. An action
 that is needed only in a special case has its own run in `only_when`.
@@ -25,7 +25,7 @@ from vmsnix_ops.aws import bootstrap, images, imports
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.iam import policies
 from vmsnix_ops.channels import promote, rollback, verify
-from vmsnix_ops.cli.iam_policy import JOBS
+from vmsnix_ops.cli.policies import JOBS
 from vmsnix_ops.disk.sample import make_sample_image
 from vmsnix_ops.progress import silent
 from vmsnix_ops.publish import identity, preflight, prove, smoke

@@ -19,7 +19,7 @@ from tests.aws.account import make_ami
 from tests.privileges.account import BUCKET, REGION, Account
 from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.aws.iam.documents import policy
-from vmsnix_ops.cli.iam_policy import JOBS
+from vmsnix_ops.cli.policies import JOBS
 
 if TYPE_CHECKING:
     import boto3

@@ -12,7 +12,7 @@ from tests.privileges.job_runs import JOB_RUNS, job_run, removals
 from vmsnix_ops import channels, errors
 from vmsnix_ops.audit.sync import sync
 from vmsnix_ops.aws.iam.permissions import PERMISSIONS
-from vmsnix_ops.cli.iam_policy import JOBS
+from vmsnix_ops.cli.policies import JOBS
 
 if TYPE_CHECKING:
     from tests.privileges.account import Account

@@ -11,7 +11,7 @@ from tests.aws.account import make_ami
 from tests.privileges.account import BUCKET, REGION, Account
 from vmsnix_ops import errors
 from vmsnix_ops.aws import tags as tagging
-from vmsnix_ops.cli.iam_policy import JOBS
+from vmsnix_ops.cli.policies import JOBS
 from vmsnix_ops.publish.undo import plan_undo
 
 if TYPE_CHECKING:

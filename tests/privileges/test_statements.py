@@ -14,7 +14,7 @@ from tests.privileges.account import BUCKET as IMAGES
 from vmsnix_ops import errors
 from vmsnix_ops.aws.iam import policies
 from vmsnix_ops.cli import main
-from vmsnix_ops.cli.iam_policy import JOBS, KINDS, OTHERS
+from vmsnix_ops.cli.policies import JOBS, KINDS, OTHERS
 from vmsnix_ops.sandbox import Access
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from vmsnix_ops.aws.iam import policies
 from vmsnix_ops.aws.iam.documents import same_policy
 from vmsnix_ops.aws.iam.permissions import PERMISSIONS, needs, needs_of
 from vmsnix_ops.cli import main
-from vmsnix_ops.cli.iam_policy import JOBS, KINDS
+from vmsnix_ops.cli.policies import JOBS, KINDS
 
 if TYPE_CHECKING:
     from tests.privileges.account import Account

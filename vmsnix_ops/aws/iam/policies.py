@@ -2,7 +2,7 @@
 
 `policy_document` makes a policy of a job's permissions: ``policy_document(needs_of(scan), scope)``. The other
 functions return the permissions of publishers and the policies of VM Import, buckets and GitHub.
-`vmsnix_ops.cli.iam_policy` lists all jobs.
+`vmsnix_ops.cli.policies` lists all jobs.
 
 Sources: the Service Authorization Reference (see `vmsnix_ops.aws.iam.permissions`); "Required permissions for
 VM Import/Export"; "Configuring OpenID Connect in Amazon Web Services" in GitHub's documentation.
