@@ -110,11 +110,11 @@ def call_errors(
         settings = settings_module.load(place.cwd, place.environment)
     except SettingsError as error:
         return [*found, error]
-    of_settings = _setting_errors(runbook, checked, unset, settings, place)
+    call = _Call(runbook, checked, settings, place)
+    of_settings = call.setting_errors(unset)
     found += of_settings.values()
-    usable = set(unset) - wrong.keys() - of_settings.keys()
-    found += _missing(runbook, checked, usable, settings, place)
-    return found or list(_partitions(runbook, checked, settings, place))
+    found += call.missing(set(unset) - wrong.keys() - of_settings.keys())
+    return found or call.partition_errors()
 
 
 def value_errors(
@@ -246,87 +246,101 @@ _CHECKS: dict[str, Callable[[str, str, CallPlace, str], None]] = {
 }
 
 
-def _setting_errors(
-    runbook: Runbook,
-    checked: Mapping[str, object],
-    unset: Collection[str],
-    settings: Settings,
-    place: CallPlace,
-) -> dict[str, VmsnixError]:
-    """Return the errors of settings and ``AWS_REGION`` that the call uses, by the names of the parameters."""
-    found: dict[str, VmsnixError] = {}
-    sources = settings_module.sources(place.cwd, place.environment)
-    for parameter in runbook.parameters:
-        name = parameter.name
-        setting = setting_of(parameter)
-        if name not in unset or not setting or _value(runbook, checked, name):
-            continue
-        value, origin = _setting(settings, setting, place)
-        try:
-            _check_value(parameter, value, place, origin=origin or sources.get(setting, "the settings"))
-        except VmsnixError as error:
-            found[name] = error
-    return found
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A call whose values have the declared types, and the settings that are its defaults."""
 
+    runbook: Runbook
+    checked: Mapping[str, object]
+    settings: Settings
+    place: CallPlace
 
-def _setting(settings: Settings, setting: str, place: CallPlace) -> tuple[object, str]:
-    """Return the value of a setting, and the variable that it comes from if it is not one of the settings."""
-    value = getattr(settings, setting, None)
-    if setting == "region" and not value:
-        for variable in ("AWS_REGION", "AWS_DEFAULT_REGION"):
-            if place.environment.get(variable):
-                return place.environment[variable], variable
-        from vmsnix_ops.aws.session import session_of
+    def setting_errors(self, unset: Collection[str]) -> dict[str, VmsnixError]:
+        """Return the errors of settings and ``AWS_REGION`` that the call uses, by the parameters' names."""
+        found: dict[str, VmsnixError] = {}
+        sources = settings_module.sources(self.place.cwd, self.place.environment)
+        for parameter in self.runbook.parameters:
+            setting = setting_of(parameter)
+            if parameter.name not in unset or not setting or self._value(parameter):
+                continue
+            value, origin = self._setting(setting)
+            try:
+                origin = origin or sources.get(setting, "the settings")
+                _check_value(parameter, value, self.place, origin=origin)
+            except VmsnixError as error:
+                found[parameter.name] = error
+        return found
 
-        with suppress(Exception):  # botocore reports an unusable profile when it is used
-            return session_of(dict(place.environment)).region_name, "the AWS configuration"
-    return (list(value) if isinstance(value, tuple) else value), ""
+    def missing(self, usable: set[str]) -> Iterator[VmsnixError]:
+        """Yield an error for each value that the runbook needs and that neither call nor settings have.
 
+        Parameters that are not `usable` have a mistake that is reported already.
+        """
+        for parameter in self.runbook.parameters:
+            if parameter.name not in usable:
+                continue
+            required = parameter.default is None and not parameter.type.optional
+            if required and parameter.name not in self.checked:
+                option = parameter.name.replace("_", "-")
+                yield ParameterError(f"No {parameter.name} given.", fix=f"Add --{option} VALUE.")
+            elif setting_of(parameter) == "region" and not self._in_use(parameter):
+                fix = f"Add --{parameter.name} NAME, set region in vmsnix.toml, or set AWS_REGION."
+                yield ParameterError("No region given.", fix=fix)
+        for need in self.runbook.required:
+            words = need.split(" or ")
+            named = usable.issuperset(word.partition("=")[0] for word in words)
+            if named and not any(map(self._has, words)):
+                yield _missing_one(self.runbook, words)
 
-def _value(runbook: Runbook, checked: Mapping[str, object], name: str) -> object:
-    """Return the value of a parameter in a call: the given one, or the notebook's default."""
-    default = next((one.default for one in runbook.parameters if one.name == name), None)
-    return checked.get(name, default)
+    def partition_errors(self) -> list[VmsnixError]:
+        """Return an error if regions and ARNs of the call are in different partitions."""
+        from vmsnix_ops.region_names import partition_of
 
+        found: dict[str, str] = {}
+        for parameter in self.runbook.parameters:
+            for kind, text in _texts(parameter, self._in_use(parameter)):
+                if kind == "region" and text != "all":
+                    found.setdefault(partition_of(text), f"{parameter.name} {text}")
+                elif text.startswith("arn:"):
+                    found.setdefault(text.split(":")[1], f"{parameter.name} {text}")
+        if len(found) < 2:
+            return []
+        return [
+            ParameterError(
+                "The values are in different partitions of AWS.",
+                why="; ".join(f"{what} is in {partition}" for partition, what in found.items()) + ".",
+                fix="Run it once for each partition, with credentials of an account there.",
+            )
+        ]
 
-def _missing(
-    runbook: Runbook, checked: Mapping[str, object], usable: set[str], settings: Settings, place: CallPlace
-) -> Iterator[VmsnixError]:
-    """Yield an error for each value that the runbook needs and that neither call nor settings have.
+    def _value(self, parameter: Parameter) -> object:
+        """Return the given value of a parameter, or the notebook's default."""
+        return self.checked.get(parameter.name, parameter.default)
 
-    Parameters that are not `usable` have a mistake that is reported already.
-    """
-    for parameter in runbook.parameters:
-        if parameter.name not in usable:
-            continue
-        required = parameter.default is None and not parameter.type.optional
-        if required and parameter.name not in checked:
-            option = parameter.name.replace("_", "-")
-            yield ParameterError(f"No {parameter.name} given.", fix=f"Add --{option} VALUE.")
-        elif setting_of(parameter) == "region" and not _has(
-            runbook, checked, parameter.name, settings, place
-        ):
-            fix = f"Add --{parameter.name} NAME, set region in vmsnix.toml, or set AWS_REGION."
-            yield ParameterError("No region given.", fix=fix)
-    for need in runbook.required:
-        words = need.split(" or ")
-        if usable.issuperset(word.partition("=")[0] for word in words) and not any(
-            _has(runbook, checked, word, settings, place) for word in words
-        ):
-            yield _missing_one(runbook, words)
+    def _in_use(self, parameter: Parameter) -> object:
+        """Return the value of a parameter, or else that of its setting."""
+        return self._value(parameter) or self._setting(setting_of(parameter))[0]
 
+    def _setting(self, setting: str) -> tuple[object, str]:
+        """Return the value of a setting, and the variable that it comes from if it is not in the settings."""
+        value = getattr(self.settings, setting, None)
+        if setting == "region" and not value:
+            for variable in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+                if self.place.environment.get(variable):
+                    return self.place.environment[variable], variable
+            from vmsnix_ops.aws.session import session_of
 
-def _has(
-    runbook: Runbook, checked: Mapping[str, object], word: str, settings: Settings, place: CallPlace
-) -> bool:
-    """Whether a call has a value for a parameter; with ``name=value``, whether it has this value."""
-    name, _, wanted = word.partition("=")
-    value = _value(runbook, checked, name)
-    if wanted:
-        return str(value) == wanted
-    parameter = next((one for one in runbook.parameters if one.name == name), None)
-    setting = setting_of(parameter) if parameter is not None else ""
-    return bool(value) or bool(setting and _setting(settings, setting, place)[0])
+            with suppress(Exception):  # botocore reports an unusable profile when it is used
+                return session_of(dict(self.place.environment)).region_name, "the AWS configuration"
+        return (list(value) if isinstance(value, tuple) else value), ""
+
+    def _has(self, word: str) -> bool:
+        """Whether the call has a value for a parameter; with ``name=value``, whether it has this value."""
+        name, _, wanted = word.partition("=")
+        for parameter in self.runbook.parameters:
+            if parameter.name == name:
+                return str(self._value(parameter)) == wanted if wanted else bool(self._in_use(parameter))
+        return False
 
 
 def _missing_one(runbook: Runbook, words: list[str]) -> ParameterError:
@@ -339,28 +353,3 @@ def _missing_one(runbook: Runbook, words: list[str]) -> ParameterError:
     fix = f"Add {' or '.join(options)}"
     fix += f", or set {' and '.join(map(setting_name, settable))} in vmsnix.toml." if settable else "."
     return ParameterError(f"No {' or '.join(names)} given.", fix=fix)
-
-
-def _partitions(
-    runbook: Runbook, checked: Mapping[str, object], settings: Settings, place: CallPlace
-) -> Iterator[VmsnixError]:
-    """Yield an error if regions and ARNs of a call are in different partitions."""
-    from vmsnix_ops.region_names import partition_of
-
-    found: dict[str, str] = {}
-    for parameter in runbook.parameters:
-        value = _value(runbook, checked, parameter.name)
-        setting = setting_of(parameter)
-        if not value and setting:
-            value = _setting(settings, setting, place)[0]
-        for kind, text in _texts(parameter, value):
-            if kind == "region" and text != "all":
-                found.setdefault(partition_of(text), f"{parameter.name} {text}")
-            elif text.startswith("arn:"):
-                found.setdefault(text.split(":")[1], f"{parameter.name} {text}")
-    if len(found) > 1:
-        yield ParameterError(
-            "The values are in different partitions of AWS.",
-            why="; ".join(f"{what} is in {partition}" for partition, what in found.items()) + ".",
-            fix="Run it once for each partition, with credentials of an account there.",
-        )
