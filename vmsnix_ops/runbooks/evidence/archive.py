@@ -344,13 +344,7 @@ class RunFolder:
         """
         descriptor = files.create(self.path(LOCK), os.O_RDWR)
         self._locks.append(descriptor)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError:  # a file system without locks
-            pass
-        return True
+        return lock(descriptor)
 
     def abandon(self) -> None:
         """Close the lock file, which belongs to another process."""
@@ -370,14 +364,25 @@ class RunFolder:
         )
 
 
+def lock(descriptor: int) -> bool:
+    """Lock a file for this process; return false if another has locked it. Without locks, return true."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        pass
+    return True
+
+
 def _free_name(path: Path, name: str) -> Path:
     """Return an unused path in the folder of `path`, with a name that is shortened if necessary."""
     name = name.replace("/", "_")
+    suffix = PurePath(name).suffix if len(PurePath(name).suffix) < 20 else ""
+    stem = name.removesuffix(suffix).encode("utf-8", "surrogateescape")
     number = 1
     while True:
-        suffix = PurePath(name).suffix if len(PurePath(name).suffix) < 20 else ""
         end = (f" {number}" if number > 1 else "") + suffix
-        stem = name.removesuffix(suffix).encode("utf-8", "surrogateescape")
         shown = stem[: MAX_NAME_BYTES - len(os.fsencode(end))].decode("utf-8", "ignore")
         free = path.with_name(f"{shown}{end}")
         if not os.path.lexists(free):
@@ -417,22 +422,15 @@ def open_folder(
         folder.release()
         if not isinstance(error, FileExistsError):  # a folder without an entry would be listed as lost
             shutil.rmtree(local, ignore_errors=True)
-        raise ArchiveError(
-            f"Could not write to the archive: {archive}.",
-            why=f"{error.strerror}: {error.filename or local}.",
-            fix=f"{files.fix_of(error)}, or use another with --archive or VMSNIX_ARCHIVE. Nothing was run.",
-        ) from error
-    if folder.remote:
-        try:
-            with archive_errors(
-                f"Could not write to the archive: {archive}.",
-                "Correct the bucket or the permissions, or use another with --archive. Nothing was run.",
-            ):
-                put(environment, folder.entry, folder.path(RESULT).read_bytes())
-        except ArchiveError:
-            folder.release()
-            shutil.rmtree(local)
-            raise
+        fix = f"{files.fix_of(error)}, or use another with --archive or VMSNIX_ARCHIVE."
+        raise _unwritable(archive, error, folder, fix) from error
+    try:
+        fix = "Correct the bucket or the permissions, or use another with --archive. Nothing was run."
+        _put_first_entry(archive, folder, fix)
+    except ArchiveError:
+        folder.release()
+        shutil.rmtree(local)
+        raise
     return folder
 
 
@@ -478,15 +476,23 @@ def reopen_folder(
         folder.write_json(RESULT, started)
     except OSError as error:
         folder.release()
-        raise ArchiveError(
-            f"Could not write to the archive: {archive}.",
-            why=f"{error.strerror}: {error.filename or local}.",
-            fix=f"{files.fix_of(error)}. Nothing was run.",
-        ) from error
-    if folder.remote:
-        with archive_errors(f"Could not write to the archive: {archive}.", "Nothing was run."):
-            put(environment, folder.entry, folder.path(RESULT).read_bytes())
+        raise _unwritable(archive, error, folder, f"{files.fix_of(error)}.") from error
+    _put_first_entry(archive, folder, "Nothing was run.")
     return folder
+
+
+def _unwritable(archive: str | Path, error: OSError, folder: RunFolder, fix: str) -> ArchiveError:
+    return ArchiveError(
+        f"Could not write to the archive: {archive}.",
+        why=f"{error.strerror}: {error.filename or folder.local}.",
+        fix=f"{fix} Nothing was run.",
+    )
+
+
+def _put_first_entry(archive: str | Path, folder: RunFolder, fix: str) -> None:
+    if folder.remote:
+        with archive_errors(f"Could not write to the archive: {archive}.", fix):
+            put(folder.environment, folder.entry, folder.path(RESULT).read_bytes())
 
 
 def _lock_soon(folder: RunFolder) -> bool:

@@ -11,7 +11,6 @@ that could not write its row, such as a killed one, is in the archive's listing 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import random
@@ -198,7 +197,7 @@ class _Folder:
         descriptor = files.create(self.folder / LOCK, os.O_RDWR)
         try:
             end = time.monotonic() + SECONDS
-            while not _lock(descriptor):
+            while not archives.lock(descriptor):  # without locks, the next run adds what a conflict lost
                 if time.monotonic() > end:
                     raise ArchiveError(f"Another process has locked {self.folder / LOCK} for {SECONDS} s.")
                 time.sleep(0.05)
@@ -216,16 +215,6 @@ class _Folder:
         files.write(self.folder / DATA, content, clean=True)
         files.write(self.folder / PAGE, _page(rows), clean=True)
         return True
-
-
-def _lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks: the next run adds what a conflict lost
-        pass
-    return True
 
 
 class _Bucket:

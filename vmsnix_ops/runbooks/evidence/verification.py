@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from vmsnix_ops import files
 from vmsnix_ops.errors import ArchiveError, RecordsError
@@ -24,14 +24,13 @@ from vmsnix_ops.runbooks.execution.status import PARTIAL
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from vmsnix_ops.runbooks.evidence.runs import Archive, ArchivedRun
     from vmsnix_ops.settings import Settings
 
 Finding = Literal["intact", "not anchored", "cut off", "removed", "changed", "unreadable"]
 """The result of a check, from the best to the worst."""
-ORDER: tuple[Finding, ...] = ("intact", "not anchored", "cut off", "removed", "changed", "unreadable")
+ORDER: tuple[Finding, ...] = get_args(Finding)
 JOURNAL = "journal"
 
 
@@ -104,18 +103,13 @@ def _journal(archive: Archive, run: ArchivedRun) -> tuple[bytes | None, str]:
     stored = (run.values.get("files") or {}).get(chain.FILE_NAME)
     local = archive.local_folder(run.run_id) / chain.FILE_NAME
     try:
-        if local.is_file() or stored is None:
-            return _local(local), ""
-        return archive.content(str(stored["place"])), ""
+        if stored is not None and not local.is_file():
+            return archive.content(str(stored["place"])), ""
+        return files.read(local), ""
+    except FileNotFoundError:
+        return None, ""
     except (ArchiveError, OSError) as error:
         return None, files.describe(error)
-
-
-def _local(path: Path) -> bytes | None:
-    try:
-        return files.read(path)
-    except FileNotFoundError:
-        return None
 
 
 def _anchors(archive: Archive, settings: Settings, run: ArchivedRun) -> tuple[Anchors, list[str]]:
@@ -173,22 +167,16 @@ def _compare_with_anchors(
     count = counted(len(hashes), "entry", "entries")
     for anchor in anchors:
         if anchor.entries <= len(hashes) and hashes[anchor.entries - 1] != anchor.sha256:
-            return EvidenceCheck(
-                JOURNAL,
-                "changed",
-                f"Entry {anchor.entries} differs from the anchored copy: it or an earlier entry was "
-                "changed or removed.",
-            )
-    if anchors and anchors[-1].entries > len(hashes):
-        missing = anchors[-1].entries - len(hashes)
-        return EvidenceCheck(
-            JOURNAL, "cut off", f"{counted(missing, 'entry', 'entries')} missing at its end."
-        )
+            text = f"Entry {anchor.entries} differs from the anchored copy: it or an earlier entry was "
+            text += "changed or removed."
+            return EvidenceCheck(JOURNAL, "changed", text)
     if not anchors:
-        return EvidenceCheck(
-            JOURNAL, "not anchored", f"{count}, consistent, not anchored: no copy of its last SHA-256."
-        )
+        text = f"{count}, consistent, not anchored: no copy of its last SHA-256."
+        return EvidenceCheck(JOURNAL, "not anchored", text)
     later = len(hashes) - anchors[-1].entries
+    if later < 0:
+        text = f"{counted(-later, 'entry', 'entries')} missing at its end."
+        return EvidenceCheck(JOURNAL, "cut off", text)
     if later:
         more = f"{count}, of which the last {counted(later, 'is', 'are')} not anchored."
         return EvidenceCheck(JOURNAL, "not anchored", more)
@@ -283,9 +271,8 @@ def _check_values(run: ArchivedRun, seal: Mapping[str, Any]) -> EvidenceCheck:
 def _check_file(archive: Archive, run: ArchivedRun, name: str, sealed: str | None) -> EvidenceCheck:
     stored = (run.values.get("files") or {}).get(name)
     if stored is None:
-        return EvidenceCheck(
-            name, "changed", f"The journal contains its SHA-256, but {archives.RESULT} does not."
-        )
+        text = f"The journal contains its SHA-256, but {archives.RESULT} does not."
+        return EvidenceCheck(name, "changed", text)
     try:
         content = archive.content(str(stored["place"]))
     except ArchiveError as error:
@@ -305,7 +292,6 @@ def _check_file(archive: Archive, run: ArchivedRun, name: str, sealed: str | Non
         text = f"It matches {archives.RESULT}; the journal does not contain its SHA-256."
         return EvidenceCheck(name, "not anchored", text)
     if sha256 != sealed:
-        return EvidenceCheck(
-            name, "changed", f"It and {archives.RESULT} were changed: the journal has another SHA-256."
-        )
+        text = f"It and {archives.RESULT} were changed: the journal has another SHA-256."
+        return EvidenceCheck(name, "changed", text)
     return EvidenceCheck(name, "intact")
