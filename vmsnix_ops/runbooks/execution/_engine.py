@@ -18,6 +18,7 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_core.utils import ensure_event_loop
 from nbclient.exceptions import CellExecutionError, DeadKernelError
+from nbformat.v4 import new_output
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import Engine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
@@ -88,7 +89,10 @@ def execute(notebook: Any, parameters: dict[str, object], session: KernelSession
             vmsnix=session,
         )
     if session.notebook is not None:
-        session.notebook.cells = [cell for cell in session.notebook.cells if not _is_marker(cell)]
+        # papermill inserts a cell to mark an error, which would shift all indexes.
+        session.notebook.cells = [
+            cell for cell in session.notebook.cells if ERROR_MARKER_TAG not in cell.metadata.get("tags", [])
+        ]
 
 
 def _merge_streams(cell: Any) -> None:
@@ -107,11 +111,6 @@ def _merge_streams(cell: Any) -> None:
         output["text"] = "\n".join(line[:-1].rpartition("\r")[2] + line[-1:] for line in lines)
     if kept:
         cell.outputs = kept
-
-
-def _is_marker(cell: Any) -> bool:
-    """Whether papermill inserted a cell to mark an error; such cells would shift all indexes."""
-    return ERROR_MARKER_TAG in cell.metadata.get("tags", [])
 
 
 class _Client(PapermillNotebookClient):  # type: ignore[misc]
@@ -173,8 +172,7 @@ class _Client(PapermillNotebookClient):  # type: ignore[misc]
         if kind == "stream":
             if not content["text"]:
                 return None
-            kept = self._kept_outputs.setdefault(content["name"], HeadAndTail(self._cell_limit()))
-            content["text"] = kept.add(content["text"])
+            content["text"] = self._kept(content["name"]).add(content["text"])
             self._kept_size += len(content["text"])
             if not content["text"]:
                 return None
@@ -188,8 +186,10 @@ class _Client(PapermillNotebookClient):  # type: ignore[misc]
             self.session.live.note("\n".join(content["traceback"]), screen=False)
         return super().process_message(message, cell, cell_index)
 
-    def _cell_limit(self) -> int:
-        return max(min(self.session.limits.cell, self.session.limits.notebook - self._kept_size), 0)
+    def _kept(self, name: str) -> HeadAndTail:
+        """Return what is kept of a stream of the current cell."""
+        limit = max(min(self.session.limits.cell, self.session.limits.notebook - self._kept_size), 0)
+        return self._kept_outputs.setdefault(name, HeadAndTail(limit))
 
     def _display_within_limits(self, data: dict[str, Any]) -> dict[str, Any]:
         size = sum(len(value) if isinstance(value, str) else len(str(value)) for value in data.values())
@@ -202,36 +202,29 @@ class _Client(PapermillNotebookClient):  # type: ignore[misc]
     def _flush(self, cell: Any) -> None:
         """Append the incomplete lines that were kept back because a secret could continue in them."""
         for name, text in self.session.live.flush():
-            kept = self._kept_outputs.setdefault(name, HeadAndTail(self._cell_limit()))
-            head = kept.add(text)
-            if head:
-                self._kept_size += len(head)
-                self._append(cell, name, head)
+            self._append(cell, name, self._kept(name).add(text))
 
     def _append(self, cell: Any, name: str, text: str) -> None:
+        if not text:
+            return
+        self._kept_size += len(text)
         streams = [output for output in cell.outputs if output.get("name") == name]
         if streams:
             streams[-1]["text"] += text
         else:
-            cell.outputs.append(_stream(name, text))
+            cell.outputs.append(new_output("stream", name=name, text=text))  # type: ignore[no-untyped-call]
 
     def _close_cell(self, cell: Any) -> None:
         """Append the end of a cell's output if its middle was left out, and merge its streams."""
         self.session.receiver.receive()
         self._flush(cell)
         for name, kept in self._kept_outputs.items():
-            end = kept.tail()
-            if not end:
-                continue
-            self._kept_size += len(end)
-            self._append(cell, name, end)
+            self._append(cell, name, kept.tail())
         _merge_streams(cell)
 
 
 class _Engine(Engine):  # type: ignore[misc]
     """Runs a notebook with `_Client`."""
-
-    client_class = _Client
 
     @classmethod
     def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **options: Any) -> None:
@@ -250,7 +243,7 @@ class _Engine(Engine):  # type: ignore[misc]
 
     @classmethod
     def _execute(cls, nb_man: Any, session: KernelSession, kernel_name: str, start_timeout: int) -> None:
-        client = cls.client_class(
+        client = _Client(
             nb_man,
             session,
             kernel_name=kernel_name,
@@ -290,12 +283,6 @@ class _ThisInterpreter(KernelSpecManager):
             resource_dir="",
             name=kernel_name,
         )
-
-
-def _stream(name: str, text: str) -> Any:
-    from nbformat.v4 import new_output
-
-    return new_output("stream", name=name, text=text)  # type: ignore[no-untyped-call]
 
 
 __all__ = ["DeadKernelError", "KernelSession", "KernelStartError", "execute"]

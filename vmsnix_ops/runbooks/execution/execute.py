@@ -281,15 +281,11 @@ def _run(
             live.note(f"{status}: {failure}", screen=False)
         values = writing.save(prepared, notebook, redactor, live, status, failure, seconds, record=record)
         unlisted = index.add(prepared.folder, values)
+    names = ("status", "exit_code", "notebook", "report", "result", "log")
     return RunOutcome(
         run_id=prepared.folder.run_id,
         runbook=prepared.runbook.name,
-        status=values["status"],
-        exit_code=values["exit_code"],
-        notebook=values["notebook"],
-        report=values["report"],
-        result=values["result"],
-        log=values["log"],
+        **{name: values[name] for name in names},
         seconds=seconds,
         error=failure,
         values=values,
@@ -339,9 +335,10 @@ def _execute(
         try:
             _engine.execute(notebook, dict(prepared.parameters), session)
         except _engine.DeadKernelError:
+            counts = (cell.get("execution_count") or 0 for cell in session.notebook.cells)
             crash = Failure(
                 "DeadKernelError",
-                f"The kernel died in cell {_last_cell(session.notebook)}.",
+                f"The kernel died in cell {max(counts, default=0)}.",
                 why="It was killed or it crashed; a common reason is a lack of memory.",
                 fix="Run it again with more memory: it continues where it stopped.",
             )
@@ -356,10 +353,6 @@ def _execute(
             text = kernel_log.read_text(encoding="utf-8", errors="replace")[-KERNEL_LOG_CHARACTERS:]
             live.note(f"The last output of the kernel:\n{text}", screen=False)
         return session.notebook if session.notebook is not None else notebook, crash
-
-
-def _last_cell(notebook: Any) -> int:
-    return max((cell.get("execution_count") or 0 for cell in notebook.cells), default=0)
 
 
 def _kernel_environment(prepared: writing.PreparedRun, ipython: str) -> dict[str, str]:

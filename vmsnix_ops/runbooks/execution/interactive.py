@@ -257,8 +257,11 @@ class KernelRun:
     ) -> None:
         self._current = None
         error = result.error_before_exec or result.error_in_exec
-        outputs = self._outputs_of(number, error)
-        described = self._describe(number, error) if error is not None else None
+        outputs = self._outputs_of(number)
+        described = None
+        if error is not None:
+            outputs.append(self._error_output(number, error))
+            described = self._describe(number, error, outputs[-1])
         size = sum(len(str(output)) for output in outputs)
         kept = size <= INLINE_CHARACTERS
         if not kept:
@@ -282,13 +285,17 @@ class KernelRun:
             with side_effects.saving_evidence():
                 self.end()
 
-    def _describe(self, number: int, error: BaseException) -> dict[str, Any]:
-        """Return an error as in ``result.json``, and remember it as the failure of the run."""
+    def _error_output(self, number: int, error: BaseException) -> Any:
         from nbformat.v4 import new_output
 
-        output = new_output(  # type: ignore[no-untyped-call]
-            "error", ename=type(error).__name__, evalue=str(error), traceback=_traceback(self._shell, number)
+        stored = getattr(self._shell.history_manager, "exceptions", {}).get(number) or {}
+        traceback = [str(line) for line in stored.get("traceback", [])]
+        return new_output(  # type: ignore[no-untyped-call]
+            "error", ename=type(error).__name__, evalue=str(error), traceback=traceback
         )
+
+    def _describe(self, number: int, error: BaseException, output: Any) -> dict[str, Any]:
+        """Return an error as in ``result.json``, and remember it as the failure of the run."""
         failure = cell_failure(output, number, describe(error))
         status: RunStatus = "partial" if failure.exit_code == PARTIAL else "failed"
         if failure.type in INTERRUPTS:
@@ -296,7 +303,7 @@ class KernelRun:
         self._failure = (status, failure)
         return failure.to_json()
 
-    def _outputs_of(self, number: int, error: BaseException | None) -> list[Any]:
+    def _outputs_of(self, number: int) -> list[Any]:
         """Return the outputs of a cell in nbformat's form, as far as IPython keeps them."""
         found: list[Any] = []
         for output in self._shown:
@@ -305,15 +312,15 @@ class KernelRun:
                 name = "stdout" if kind == "out_stream" else "stderr"
                 found.append({"output_type": "stream", "name": name, "text": "".join(bundle["stream"])})
                 continue
-            data = {key: _jsonable(value) for key, value in bundle.items() if key != WIDGET}
+            data = {
+                key: base64.b64encode(value).decode() if isinstance(value, bytes) else value  # a picture
+                for key, value in bundle.items()
+                if key != WIDGET
+            }
             if WIDGET in bundle or sum(len(str(value)) for value in data.values()) > DISPLAY_CHARACTERS:
                 continue
             more = {"execution_count": number} if kind == "execute_result" else {}
             found.append({"output_type": kind, "data": data, "metadata": {}, **more})
-        if error is not None:
-            traceback = _traceback(self._shell, number)
-            text = {"ename": type(error).__name__, "evalue": str(error), "traceback": traceback}
-            found.append({"output_type": "error", **text})
         return found
 
     def end(self, *, final: bool = False) -> None:
@@ -379,7 +386,8 @@ class KernelRun:
             first = refused[0]
             status = "failed"
             failure = Failure("SideEffectsError", first["what"], first["why"], first["fix"])
-        elif final and not self._is_complete():
+        # A program, which executes every cell, may close the kernel after a cell.
+        elif final and not (self._current is None and _is_unattended()):
             where = f"in cell {self._current}" if self._current is not None else "before its last cell"
             status = "cancelled"
             failure = Failure(
@@ -395,10 +403,6 @@ class KernelRun:
             "seconds": round(time.monotonic() - self._clock, 3),
             "finished_at": _now(),
         }
-
-    def _is_complete(self) -> bool:
-        """Whether a program, which executes every cell, has closed the kernel after a cell."""
-        return self._current is None and _is_unattended()
 
     def _write_status(self) -> None:
         with suppress(OSError):  # reported when the whole entry is written
@@ -490,15 +494,3 @@ def _places(runbook: Runbook) -> list[cells.CellPlace]:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def _traceback(shell: Any, number: int) -> list[str]:
-    stored = getattr(shell.history_manager, "exceptions", {}).get(number) or {}
-    return [str(line) for line in stored.get("traceback", [])]
-
-
-def _jsonable(value: Any) -> Any:
-    """Return the value of a MIME bundle as JSON has it: pictures as base64."""
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    return value

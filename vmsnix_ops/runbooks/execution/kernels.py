@@ -15,13 +15,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-LAUNCH = (
-    "-m",
-    "ipykernel_launcher",
-    "-f",
-    "{connection_file}",
-    "--ext=vmsnix_ops.runbooks.execution._kernel",
-)
 # Variables that make a kernel run the user's code before the first cell. A sitecustomize, and IPython's
 # configuration in /etc, belong to the installation and still run.
 STARTUP = frozenset({"PYTHONSTARTUP", "IPYTHON_STARTUP"})
@@ -31,7 +24,8 @@ METADATA: dict[str, object] = {"supported_encryption": ["curve"]}
 
 def argv(*more: str) -> list[str]:
     """Return the command that starts a kernel, with additional arguments."""
-    return [sys.executable, *LAUNCH, *more]
+    launcher = ["-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    return [sys.executable, *launcher, "--ext=vmsnix_ops.runbooks.execution._kernel", *more]
 
 
 def python_path(environment: Mapping[str, str]) -> dict[str, str]:
