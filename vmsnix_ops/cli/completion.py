@@ -21,11 +21,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 RECENT_RUNS = 50  # number of runs whose images are completed
-FILES = {
-    "bash": "~/.bashrc",
-    "zsh": "~/.zshrc",
-    "fish": "~/.config/fish/completions/vmsnix.fish",
-}
+FILES = {"bash": "~/.bashrc", "zsh": "~/.zshrc", "fish": "~/.config/fish/completions/vmsnix.fish"}
 
 
 @click.command()

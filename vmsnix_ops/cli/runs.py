@@ -183,13 +183,7 @@ def verify(run_id: str, as_json: bool, archive: str, sandbox: bool) -> int:
 @json_option
 @archive_options
 def resume(
-    run_id: str,
-    pairs: tuple[str, ...],
-    anyway: bool,
-    yes: bool,
-    as_json: bool,
-    archive: str,
-    sandbox: bool,
+    run_id: str, pairs: tuple[str, ...], anyway: bool, yes: bool, as_json: bool, archive: str, sandbox: bool
 ) -> int:
     """Run the notebook of a failed run again, as the next attempt of the same run.
 

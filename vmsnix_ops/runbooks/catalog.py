@@ -142,10 +142,7 @@ class _Found:
 
 
 def runbooks(
-    folder: Path | None = None,
-    *,
-    start: Path | None = None,
-    environment: Mapping[str, str] | None = None,
+    folder: Path | None = None, *, start: Path | None = None, environment: Mapping[str, str] | None = None
 ) -> tuple[Runbook, ...]:
     """Return all valid runbooks: those of the package by their numbers, then own ones.
 
@@ -157,10 +154,7 @@ def runbooks(
 
 
 def read_all(
-    folder: Path | None = None,
-    *,
-    start: Path | None = None,
-    environment: Mapping[str, str] | None = None,
+    folder: Path | None = None, *, start: Path | None = None, environment: Mapping[str, str] | None = None
 ) -> tuple[tuple[Runbook, ...], tuple[RunError | SettingsError, ...]]:
     """Return all valid runbooks as `runbooks`, and an error for each notebook that cannot be used."""
     books: list[Runbook] = []

@@ -282,11 +282,7 @@ def strip_outputs(path: str, model: dict[str, Any], **_others: Any) -> None:
     notebook = model["content"]
     notebook["metadata"].pop("widgets", None)
     notebook["metadata"]["language_info"] = {"name": "python"}
-    notebook["metadata"]["kernelspec"] = {
-        "display_name": "Python 3",
-        "language": "python",
-        "name": "python3",
-    }
+    notebook["metadata"]["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
     for cell in notebook["cells"]:
         for key in OUTPUT_METADATA:
             cell["metadata"].pop(key, None)

@@ -168,9 +168,7 @@ def hints(runbook: Runbook, given: Iterable[str]) -> list[str]:
     return found
 
 
-def defaults_in_use(
-    environment: Mapping[str, str] | None = None,
-) -> dict[str, str]:
+def defaults_in_use(environment: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the value and the origin of each setting, as help shows them: ``us-east-1, from vmsnix.toml``.
 
     Settings without a value are left out. If the settings are invalid, the result is empty, because help must

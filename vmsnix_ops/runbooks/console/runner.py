@@ -821,11 +821,7 @@ class RunPage:
             elif dry or self._confirmed:
                 confirmed = form.deletes and not dry
                 job = jobs.start(
-                    form.runbook,
-                    values,
-                    self._bar.backend,
-                    confirmed=confirmed,
-                    modified=self.modified.value,
+                    form.runbook, values, self._bar.backend, confirmed=confirmed, modified=self.modified.value
                 )
                 self._watch(job)
             else:

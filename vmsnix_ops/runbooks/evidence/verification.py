@@ -137,10 +137,7 @@ def _anchors(archive: Archive, settings: Settings, run: ArchivedRun) -> tuple[An
 
 
 def _check_journal(
-    run: ArchivedRun,
-    content: bytes | None,
-    entries: Sequence[Mapping[str, Any] | None],
-    known: Anchors,
+    run: ArchivedRun, content: bytes | None, entries: Sequence[Mapping[str, Any] | None], known: Anchors
 ) -> EvidenceCheck | None:
     """Check the journal; ``None`` for a run without one, which an earlier version made."""
     anchors = sorted(set().union(*known.values()), key=lambda one: one.entries)
