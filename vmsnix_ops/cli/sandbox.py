@@ -99,7 +99,7 @@ def sandbox_command(
         else:
             serve(port, speed, state, limits=limits, seed=seed, prepare=BUCKET, more=more)
     except OSError as error:
-        raise _start_error(error) from error
+        raise RunError("The sandbox could not start.", why=f"{error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,10 +224,6 @@ def print_exports(served: RunSandbox, stream: TextIO) -> None:
     variables = {name: value for name, value in served.environment.items() if name not in own}
     write(stream, export_lines(served.aws, served.state, variables))
     stream.flush()
-
-
-def _start_error(error: OSError) -> RunError:
-    return RunError("The sandbox could not start.", why=f"{error}")
 
 
 def main() -> int:

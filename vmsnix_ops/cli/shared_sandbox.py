@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 FOLDER, SERVER = "sandbox", "sandbox-server"  # below the setting `state`: the account, and its server
 SEEDED = "seeded"  # in the account's folder: it was filled with the demo
 USERS, STARTING, ADDRESS, LOG = "users", "starting", "address.json", "log.txt"
+ACCESS = ("url", "access_key", "secret_key", "account")  # the arguments of `Access`, in the file `ADDRESS`
 SPEED = 60.0  # sandbox seconds per real second, so that an import takes seconds instead of minutes
 START_SECONDS = 60.0
 BUSY = 75  # exit code of a process that finds the folder in use
@@ -206,12 +207,10 @@ def _read_address(path: Path) -> Access | None:
             return None
         try:
             values = json.loads(file.read())
-            url, key, secret, account = (
-                str(values[name]) for name in ("url", "access_key", "secret_key", "account")
-            )
+            found = Access(*(str(values[name]) for name in ACCESS))
         except (ValueError, KeyError, TypeError):
             return None
-    return Access(url, key, secret, account) if URL.fullmatch(url) else None
+    return found if URL.fullmatch(found.url) else None
 
 
 def _write_private(path: Path, text: str) -> None:
@@ -271,13 +270,7 @@ def serve(state: Path, speed: float) -> int:
         echo(str(error), err=True)
         return BUSY if error.errno == errno.EBUSY else 1
     with sandbox as aws:
-        facts = {
-            "url": aws.url,
-            "access_key": aws.access_key,
-            "secret_key": aws.secret_key,
-            "account": aws.account,
-            "pid": os.getpid(),
-        }
+        facts = {name: getattr(aws, name) for name in ACCESS} | {"pid": os.getpid()}
         try:
             _write_private(address, json.dumps(facts))
             while not _locked(users):

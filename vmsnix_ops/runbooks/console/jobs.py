@@ -40,15 +40,8 @@ if TYPE_CHECKING:
     from vmsnix_ops.runbooks.console.backends import Backend
     from vmsnix_ops.runbooks.execution._interrupts import Interrupter
 
-REQUEST, LOCK, EVENTS, SCREEN, CANCEL, OUTCOME, PROCESS_OUTPUT = (
-    "request.json",
-    "lock",
-    "events.jsonl",
-    "screen.txt",
-    "cancel",
-    "outcome.json",
-    "process.txt",
-)
+REQUEST, LOCK, CANCEL, OUTCOME = "request.json", "lock", "cancel", "outcome.json"
+EVENTS, SCREEN, PROCESS_OUTPUT = "events.jsonl", "screen.txt", "process.txt"
 KEEP_SECONDS = 24 * 3600
 POLL_SECONDS = 0.1
 LOG_LINES = 200
@@ -147,15 +140,8 @@ def _jobs_folder(state: Path) -> Path:
 
 def _read_job(folder: Path) -> Job:
     request: dict[str, Any] = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
-    return Job(
-        run_id=request["run_id"],
-        runbook=request["runbook"],
-        title=request["title"],
-        given=request["given"],
-        folder=folder,
-        run_folder=Path(request["run_folder"]),
-        started_at=request["started_at"],
-    )
+    values = {name: request[name] for name in ("run_id", "runbook", "title", "given", "started_at")}
+    return Job(folder=folder, run_folder=Path(request["run_folder"]), **values)
 
 
 def _start_process(folder: Path, backend: Backend, cwd: Path) -> None:
@@ -187,12 +173,9 @@ def _is_locked(folder: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return not archive.lock(lock)
     finally:
         os.close(lock)
-    return False
 
 
 @dataclass
