@@ -144,6 +144,8 @@ def new(name: str) -> None:
 
 
 def _template(name: str) -> dict[str, object]:
+    from vmsnix_ops.runbooks import catalog
+
     title = name.replace("-", " ").capitalize()
 
     def cell(kind: str, place: str, source: str, **metadata: object) -> dict[str, object]:
@@ -161,8 +163,7 @@ def _template(name: str) -> dict[str, object]:
             cell("code", "amis", QUERY),
         ],
         "metadata": {
-            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-            "language_info": {"name": "python"},
+            **catalog.NOTEBOOK_METADATA,
             "vmsnix": {
                 "description": "List the recorded AMIs.",
                 "name": name,

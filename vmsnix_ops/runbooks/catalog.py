@@ -47,26 +47,18 @@ SHORT_NAMES: Mapping[str, str] = {
 
 COMMAND_NAMES = frozenset(
     {
-        *(
-            "attestation-policy",
-            "channels",
-            "completion",
-            "console",
-            "demo",
-            "diff",
-            "download",
-            "findings",
-            "fleet",
-            "help",
-            "history",
-            "iam-policy",
-            "lab",
-            "list",
-        ),
-        *("rerun", "run", "runbooks", "runs", "sandbox", "undo", "version"),
+        *("attestation-policy", "channels", "completion", "console", "demo", "diff", "download", "findings"),
+        *("fleet", "help", "history", "iam-policy", "lab", "list", "rerun", "run", "runbooks", "runs"),
+        *("sandbox", "undo", "version"),
     }
 )
 """Names of the commands of ``vmsnix``, which an own runbook cannot have."""
+
+NOTEBOOK_METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+"""What a notebook says about its kernel, whatever kernel has executed it."""
 
 OWN_FIX = "Restore it from version control, or move it to another folder."
 MANIFEST = Path(__file__).with_name("manifest.json")

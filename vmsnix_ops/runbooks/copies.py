@@ -8,6 +8,7 @@ edited.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import subprocess
@@ -171,9 +172,9 @@ def compare(name: str, folder: Path) -> list[str]:
     if not source.exists():
         return [f"{source} is missing. {catalog.restore_original(source)}"]
     shown = _compare_original(full, source)
-    copy = folder / source.name
-    if copy.exists():
-        shown += _diff(_text(source), _text(copy), f"the package's {source.name}", f"your copy {copy}")
+    own = folder / source.name
+    if own.exists():
+        shown += _diff(_text(source), _text(own), f"the package's {source.name}", f"your copy {own}")
     return shown
 
 
@@ -281,8 +282,7 @@ def strip_outputs(path: str, model: dict[str, Any], **_others: Any) -> None:
         return
     notebook = model["content"]
     notebook["metadata"].pop("widgets", None)
-    notebook["metadata"]["language_info"] = {"name": "python"}
-    notebook["metadata"]["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    notebook["metadata"] |= copy.deepcopy(catalog.NOTEBOOK_METADATA)
     for cell in notebook["cells"]:
         for key in OUTPUT_METADATA:
             cell["metadata"].pop(key, None)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import files
 from vmsnix_ops.progress import counted
+from vmsnix_ops.runbooks import catalog
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
 OK, ERROR, STARTED, EARLIER = "ok", "error", "started", "earlier"
@@ -71,15 +72,13 @@ class Execution:
     note: str = ""  # why its output may not be that of the whole notebook
 
 
-def executions(entries: Iterable[Mapping[str, Any]]) -> list[Execution]:
+def executions(entries: Sequence[Mapping[str, Any]]) -> list[Execution]:
     """Return the executions in a journal, in order, with notes about their order."""
-    known: list[CellPlace] = []
+    known = _places(entries)
     found: dict[int, Execution] = {}
     for entry in entries:
         kind, number = entry.get("kind"), int(entry.get("cell") or 0)
-        if kind == "run":
-            known = [CellPlace(**place) for place in entry.get("cells") or []]
-        elif kind in (STARTED, EARLIER):
+        if kind in (STARTED, EARLIER):
             source = str(entry.get("source", ""))
             identifier = entry.get("id")
             found[number] = Execution(
@@ -138,47 +137,30 @@ def _add_notes(executed: list[Execution], known: list[CellPlace]) -> None:
         one.note = " ".join(notes)
 
 
-def notebook(entries: Iterable[Mapping[str, Any]], outputs: Mapping[int, list[Any]] | None = None) -> Any:
+def notebook(entries: Sequence[Mapping[str, Any]], outputs: Mapping[int, list[Any]] | None = None) -> Any:
     """Return the executed cells of a journal as a notebook, in the order of their execution.
 
     `outputs` are those that were too long for the journal, by the number of the cell.
     """
     import nbformat
 
-    listed = list(entries)
-    parameters = {number for number, place in enumerate(_places(listed)) if place.parameters}
+    parameters = {number for number, place in enumerate(_places(entries)) if place.parameters}
     found = []
-    for one in executions(listed):
+    for one in executions(entries):
         tags = ["parameters"] if one.place in parameters else []
+        about = {"cell": one.id, "started_at": one.at, "seconds": one.seconds, "note": one.note}
         found.append(
             {
                 "cell_type": "code",
                 "id": f"run-{one.number}",
-                "metadata": {
-                    "tags": tags,
-                    "vmsnix": {
-                        "cell": one.id,
-                        "started_at": one.at,
-                        "seconds": one.seconds,
-                        "note": one.note,
-                    },
-                },
+                "metadata": {"tags": tags, "vmsnix": about},
                 "source": one.source,
                 "outputs": (outputs or {}).get(one.number) or one.outputs,
                 "execution_count": one.number,
             }
         )
-    return nbformat.from_dict(  # type: ignore[no-untyped-call]
-        {
-            "nbformat": 4,
-            "nbformat_minor": 5,
-            "metadata": {
-                "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
-                "language_info": {"name": "python"},
-            },
-            "cells": found,
-        }
-    )
+    whole = {"nbformat": 4, "nbformat_minor": 5, "metadata": catalog.NOTEBOOK_METADATA, "cells": found}
+    return nbformat.from_dict(whole)  # type: ignore[no-untyped-call]
 
 
 def _places(entries: Iterable[Mapping[str, Any]]) -> list[CellPlace]:
