@@ -18,16 +18,7 @@ if TYPE_CHECKING:
     from vmsnix_ops.records.tables import Tables
 
 SHOWN: tuple[str, ...] = ("finding_id", "severity", "rule", "region", "resource_id", "name")
-ACKNOWLEDGED: tuple[str, ...] = (
-    "finding_id",
-    "severity",
-    "rule",
-    "resource_id",
-    "until",
-    "expired",
-    "user",
-    "reason",
-)
+ACKNOWLEDGED = ("finding_id", "severity", "rule", "resource_id", "until", "expired", "user", "reason")
 run_option = click.option(
     "--run", "run_id", default="", metavar="ID", help="Run of the audit.  [default: the newest audit]"
 )

@@ -487,26 +487,19 @@ def _metadata(notebook: Mapping[str, object], path: Path) -> Mapping[str, object
     everything = notebook.get("metadata")
     metadata = everything.get("vmsnix") if isinstance(everything, dict) else None
     if not isinstance(metadata, dict):
-        raise _invalid(
-            path, 'Its metadata has no "vmsnix" entry.', "Add title, description and side_effects."
-        )
+        why = 'Its metadata has no "vmsnix" entry.'
+        raise _invalid(path, why, "Add title, description and side_effects.")
     if metadata.get("side_effects") not in get_args(SideEffects):
-        raise _invalid(
-            path,
-            f"Its side_effects are {metadata.get('side_effects')!r}.",
-            f"Declare one of {', '.join(get_args(SideEffects))} in the notebook's metadata.",
-        )
+        fix = f"Declare one of {', '.join(get_args(SideEffects))} in the notebook's metadata."
+        raise _invalid(path, f"Its side_effects are {metadata.get('side_effects')!r}.", fix)
     return metadata
 
 
 def _required(metadata: Mapping[str, object], path: Path) -> tuple[str, ...]:
     required = metadata.get("required", [])
     if not isinstance(required, list) or not all(isinstance(one, str) for one in required):
-        raise _invalid(
-            path,
-            f'Its "required" is {required!r}, not a list of texts.',
-            'Write ["ami or image"] in the notebook\'s metadata.',
-        )
+        fix = 'Write ["ami or image"] in the notebook\'s metadata.'
+        raise _invalid(path, f'Its "required" is {required!r}, not a list of texts.', fix)
     return tuple(required)
 
 
@@ -518,32 +511,22 @@ def _parameters_source(notebook: Mapping[str, object], path: Path) -> str:
         if cell.get("cell_type") == "code" and "parameters" in tags:
             tagged.append(cell.get("source", ""))
     if len(tagged) != 1:
-        raise _invalid(
-            path, f"{len(tagged)} cells are tagged 'parameters'.", "Tag exactly one code cell with it."
-        )
+        why = f"{len(tagged)} cells are tagged 'parameters'."
+        raise _invalid(path, why, "Tag exactly one code cell with it.")
     source = tagged[0]
     return "".join(source) if isinstance(source, list) else str(source)
 
 
 def _check_dry_run(runbook: Runbook) -> None:
     """Refuse a runbook that deletes without ``dry_run: bool = True``."""
-    if runbook.side_effects != "deletes":
-        return
-    for parameter in runbook.parameters:
-        if parameter.name == "dry_run" and parameter.default is True:
-            return
-    raise _invalid(
-        runbook.path,
-        "It deletes, but its parameters cell does not declare `dry_run: bool = True`.",
-        "Declare it, and use it in the notebook.",
-    )
+    safe = any(one.name == "dry_run" and one.default is True for one in runbook.parameters)
+    if runbook.side_effects == "deletes" and not safe:
+        why = "It deletes, but its parameters cell does not declare `dry_run: bool = True`."
+        raise _invalid(runbook.path, why, "Declare it, and use it in the notebook.")
 
 
 def _check_arguments(runbook: Runbook) -> None:
     lists = [one.name for one in runbook.parameters if one.type.kind == "list"]
     if runbook.arguments and runbook.arguments not in lists:
-        raise _invalid(
-            runbook.path,
-            f"Its metadata names {runbook.arguments!r} as arguments, which is not a list parameter.",
-            "Correct the name, or remove it.",
-        )
+        why = f"Its metadata names {runbook.arguments!r} as arguments, which is not a list parameter."
+        raise _invalid(runbook.path, why, "Correct the name, or remove it.")
