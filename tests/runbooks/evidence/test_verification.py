@@ -138,7 +138,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
     prepared = writing.PreparedRun(book, "", {}, settings, {}, state, folder, entry)
     live = LiveOutput(folder.path("log.txt"), None, folder.redactor, 1000)
     notebook = cells.notebook(chain.read(folder.local))
-    values = writing.save(prepared, notebook, folder.redactor, live, "done", None, 1.0, record=True)
+    values = writing.save(prepared, notebook, live, "done", None, 1.0, record=True)
     assert values["problems"] == []
     journal.reload()
     return Evidence(settings, folder.local)

@@ -186,9 +186,7 @@ def append_end(folder: Path, values: Mapping[str, Any], result: str) -> None:
     entry = {
         "kind": END,
         "run_id": values["run_id"],
-        "status": values["status"]
-        if values["failure"]
-        else None,  # without a failure, a repair may change it
+        "status": values["status"] if values["failure"] else None,  # without one, a repair may change it
         "result": result,
         "files": {name: stored["sha256"] for name, stored in values["files"].items() if name != FILE_NAME},
     }

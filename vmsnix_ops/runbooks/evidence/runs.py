@@ -104,15 +104,6 @@ class ArchivedRun:
         elsewhere = self.values.get("sandbox") and endpoint_kind() != "sandbox"
         return f"vmsnix {words}{' --sandbox' if elsewhere else ''} {self.run_id}"
 
-    def matches(self, *, runbook: str = "", image: str = "", status: str = "", ami: str = "") -> bool:
-        """Whether the run has these values; an empty value matches every run."""
-        return (
-            runbook in ("", self.runbook)
-            and status in ("", self.status)
-            and ami in ("", self.values.get("ami_id"))
-            and (image in ("", self.image) or self.image.endswith(f"#{image}"))
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class Archive:
@@ -148,9 +139,18 @@ class Archive:
     def runs(
         self, *, runbook: str = "", image: str = "", status: str = "", ami: str = "", last: int | None = None
     ) -> list[ArchivedRun]:
-        """Return the runs with these values, newest first; with `last`, only the newest N."""
-        found = self.read_all([name for name in self.ids() if f"-{runbook}" in name])
-        matching = (run for run in found if run.matches(runbook=runbook, image=image, status=status, ami=ami))
+        """Return the runs with these values, newest first; with `last`, only the newest N.
+
+        An empty value matches every run.
+        """
+        matching = (
+            run
+            for run in self.read_all([name for name in self.ids() if f"-{runbook}" in name])
+            if runbook in ("", run.runbook)
+            and status in ("", run.status)
+            and ami in ("", run.values.get("ami_id"))
+            and (image in ("", run.image) or run.image.endswith(f"#{image}"))
+        )
         return list(islice(matching, last))
 
     def find(self, word: str) -> ArchivedRun:
@@ -212,15 +212,17 @@ class Archive:
             )
         return content
 
+    def _read_nearest(self, run: ArchivedRun, name: str) -> bytes:
+        """Return a file of a run from its folder on this machine, or else from the archive."""
+        local = self.local_folder(run.run_id) / name
+        return files.read(local) if local.is_file() else self.read_file(run, name)
+
     def earlier_attempts(self, run: ArchivedRun) -> list[dict[str, Any]]:
         """Return the ``result.json`` of each earlier attempt that can be read, the first one first."""
         found = []
         for number in range(1, run.attempt):
-            name = f"attempt-{number}/{archives.RESULT}"
             with suppress(ArchiveError, OSError):
-                local = self.local_folder(run.run_id) / name
-                content = files.read(local) if local.is_file() else self.read_file(run, name)
-                found.append(parse(content))
+                found.append(parse(self._read_nearest(run, f"attempt-{number}/{archives.RESULT}")))
         return found
 
     def notebook(self, run: ArchivedRun) -> bytes | None:
@@ -243,9 +245,7 @@ class Archive:
                     if values.get("finished_at"):
                         yield "runs", runs_row(values)
             with suppress(ArchiveError, OSError):
-                local = self.local_folder(run.run_id) / run_tables.FILE_NAME
-                content = files.read(local) if local.is_file() else self.read_file(run, run_tables.FILE_NAME)
-                for line in run_tables.lines_of(content):
+                for line in run_tables.lines_of(self._read_nearest(run, run_tables.FILE_NAME)):
                     yield from ((line["table"], row) for row in run_tables.rows_from(line))
 
     def local_folder(self, run_id: str) -> Path:

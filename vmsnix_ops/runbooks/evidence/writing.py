@@ -37,21 +37,8 @@ LOCATION_KEYS = {archive.NOTEBOOK: "notebook", archive.REPORT: "report", archive
 INCOMPLETE = "The evidence of the run was not completely saved."
 """The problem of a run that has ended, until all its evidence is saved."""
 RUNNER_KEYS = (
-    "status",
-    "exit_code",
-    "finished_at",
-    "seconds",
-    "error",
-    "failure",
-    "notebook",
-    "report",
-    "log",
-    "result",
-    "files",
-    "problems",
-    "secrets_removed",
-    "journal_entries",
-    "journal_sha256",
+    *("status", "exit_code", "finished_at", "seconds", "error", "failure", "notebook", "report", "log"),
+    *("result", "files", "problems", "secrets_removed", "journal_entries", "journal_sha256"),
 )
 """Keys of ``result.json`` whose values are known when the evidence is saved."""
 
@@ -125,7 +112,6 @@ def write_notebook(folder: archive.RunFolder, notebook: Any) -> None:
 def save(
     run: PreparedRun,
     notebook: Any,
-    redactor: Redactor,
     live: LiveOutput,
     status: RunStatus,
     failure: Failure | None,
@@ -145,7 +131,7 @@ def save(
     With `keep`, the run's process may continue to write into the folder, and save the evidence again.
     `finished` is the end of the run, by default now.
     """
-    folder = run.folder
+    folder, redactor = run.folder, run.folder.redactor
     values = redactor.value(_result(run, status, failure, seconds))
     values["finished_at"] = finished or values["finished_at"]
     problems: list[str] = values["problems"]
@@ -167,7 +153,7 @@ def save(
         unsaved = run_tables.append_unsaved(folder.local, open_tables(run.settings))
         problems += [text for text in unsaved if text not in problems]
     others: list[str] = []
-    journal = chain.continued(folder.local, run.settings.state, folder.run_id, folder.redactor)
+    journal = chain.continued(folder.local, run.settings.state, folder.run_id, redactor)
     with _collecting(problems, "The files of the run could not be searched for secrets"):
         problems += folder.redact()
         journal.reload()  # a secret that became known later may be in an entry

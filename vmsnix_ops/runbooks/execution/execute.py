@@ -279,7 +279,7 @@ def _run(
         if failure is not None:
             failure = Failure(**redactor.value(failure.to_json()))
             live.note(f"{status}: {failure}", screen=False)
-        values = writing.save(prepared, notebook, redactor, live, status, failure, seconds, record=record)
+        values = writing.save(prepared, notebook, live, status, failure, seconds, record=record)
         unlisted = index.add(prepared.folder, values)
     names = ("status", "exit_code", "notebook", "report", "result", "log")
     return RunOutcome(

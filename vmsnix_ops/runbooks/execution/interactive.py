@@ -354,7 +354,6 @@ class KernelRun:
         values = writing.save(
             prepared,
             notebook,
-            folder.redactor,
             live,
             self._values["status"],
             failure,
