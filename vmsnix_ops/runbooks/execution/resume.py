@@ -36,36 +36,28 @@ def check_resumable(run: ArchivedRun, *, anyway: bool = False) -> None:
 
     Refused (UsageError) are runs that are running or done, were recorded by a kernel, or lack only evidence.
     """
-    refused = f"The run {run.run_id} cannot be resumed."
     if run.status == "running":
         host = run.values.get("host")
-        raise UsageError(
-            refused,
-            why=f"It is running on {host}." if host else "It is running.",
-            fix="Wait for its end. If its process is gone, run this on its machine: "
-            f"{run.command('runs repair')}",
-        )
+        why = f"It is running on {host}." if host else "It is running."
+        fix = "Wait for its end. If its process is gone, run this on its machine: "
+        raise _refusal(run, why, f"{fix}{run.command('runs repair')}")
     if run.status not in RESUMABLE:
-        raise UsageError(refused, why=f"It is {run.status}.", fix=f"Repeat it: {run.command('rerun')}")
+        raise _refusal(run, f"It is {run.status}.", f"Repeat it: {run.command('rerun')}")
     if run.status == "partial" and not run.values.get("failure"):
-        raise UsageError(
-            refused,
-            why="All its cells ran, and only evidence is missing.",
-            fix=f"Save the evidence: {run.command('runs repair')}",
-        )
+        why = "All its cells ran, and only evidence is missing."
+        raise _refusal(run, why, f"Save the evidence: {run.command('runs repair')}")
     if run.values.get("interactive"):
-        raise UsageError(
-            refused,
-            why="A kernel of JupyterLab or of another program ran its cells.",
-            fix=f"Continue there, or repeat it as a new run: {run.command('rerun')}",
-        )
+        why = "A kernel of JupyterLab or of another program ran its cells."
+        raise _refusal(run, why, f"Continue there, or repeat it as a new run: {run.command('rerun')}")
     version = run.values.get("package_version")
     if version != __version__ and not anyway:
-        raise UsageError(
-            refused,
-            why=f"It ran with vmsnix {version}, and this is {__version__}.",
-            fix="Install that version, repeat it as a new run (vmsnix rerun), or add --anyway.",
-        )
+        why = f"It ran with vmsnix {version}, and this is {__version__}."
+        fix = "Install that version, repeat it as a new run (vmsnix rerun), or add --anyway."
+        raise _refusal(run, why, fix)
+
+
+def _refusal(run: ArchivedRun, why: str, fix: str) -> UsageError:
+    return UsageError(f"The run {run.run_id} cannot be resumed.", why=why, fix=fix)
 
 
 def check_account(run: ArchivedRun, environment: Mapping[str, str]) -> None:
@@ -75,11 +67,8 @@ def check_account(run: ArchivedRun, environment: Mapping[str, str]) -> None:
     """
     before, now = run.values.get("endpoint"), endpoint_kind(environment)
     if before and before != now:
-        raise UsageError(
-            f"The run {run.run_id} cannot be resumed.",
-            why=f"The run used {ENDPOINTS[before]}, but this command would use {ENDPOINTS[now]}.",
-            fix="Set or unset AWS_ENDPOINT_URL as in that run, or add --anyway.",
-        )
+        why = f"The run used {ENDPOINTS[before]}, but this command would use {ENDPOINTS[now]}."
+        raise _refusal(run, why, "Set or unset AWS_ENDPOINT_URL as in that run, or add --anyway.")
     account = run.values.get("account")
     if not account:
         return
@@ -89,11 +78,8 @@ def check_account(run: ArchivedRun, environment: Mapping[str, str]) -> None:
     session = session_of(dict(environment))
     caller = read_caller(session, run.values.get("region") or session.region_name or "us-east-1")
     if caller.account != account:
-        raise UsageError(
-            f"The run {run.run_id} cannot be resumed.",
-            why=f"It ran in the account {account}, and these are the credentials of {caller.account}.",
-            fix="Use the credentials of that account, or add --anyway.",
-        )
+        why = f"It ran in the account {account}, and these are the credentials of {caller.account}."
+        raise _refusal(run, why, "Use the credentials of that account, or add --anyway.")
 
 
 def check_unchanged(archive: Archive, settings: Settings, run: ArchivedRun) -> None:
@@ -101,11 +87,9 @@ def check_unchanged(archive: Archive, settings: Settings, run: ArchivedRun) -> N
     found = verification.verify(archive, settings, run)
     bad = [check for check in found.checks if check.finding in ("changed", "removed", "cut off")]
     if bad:
-        raise UsageError(
-            f"The run {run.run_id} cannot be resumed.",
-            why=f"Its evidence is not as the run left it: {bad[0].name}. {bad[0].detail}",
-            fix=f"Check it: {run.command('runs verify')}. To resume it despite the changes, add --anyway.",
-        )
+        why = f"Its evidence is not as the run left it: {bad[0].name}. {bad[0].detail}"
+        fix = f"Check it: {run.command('runs verify')}. To resume it despite the changes, add --anyway."
+        raise _refusal(run, why, fix)
 
 
 def archived_runbook(archive: Archive, run: ArchivedRun, folder: Path) -> Runbook:
