@@ -773,35 +773,23 @@ class RunPage:
         if not self._backend_known:
             return
         form, backend = self._form, self._bar.backend
-        self._suggestions.request(backend, USED, self._suggest_used(form))
-        for name, each in form.fields.items():
-            source = source_of(each.parameter)
-            if source:
-                known = immediate(backend, source)
-                form.suggest(name, source, known)
-                self._suggestions.request(backend, source, self._suggest_later(form, name, source, known))
+        wanted = {name: source for name, one in form.fields.items() if (source := source_of(one.parameter))}
+        known = {source: immediate(backend, source) for source in wanted.values()}
 
-    def _suggest_used(self, form: Form) -> Callable[[list[Suggestion], str], None]:
-        backend = self._bar.backend
-
-        def callback(found: list[Suggestion], _problem: str) -> None:
-            if backend is self._bar.backend:
+        def suggest(source: str, found: list[Suggestion], problem: str) -> None:
+            if backend is not self._bar.backend:  # it can have been switched meanwhile
+                return
+            if source == USED:
                 for name in form.fields:
                     parameter = f"{form.runbook.name}.{name}"
                     form.suggest(name, USED, [one for one in found if one.parameter == parameter])
+            for name in (name for name, of in wanted.items() if of == source):
+                form.suggest(name, source, known[source] + found, problem)
 
-        return callback
-
-    def _suggest_later(
-        self, form: Form, name: str, source: str, known: list[Suggestion]
-    ) -> Callable[[list[Suggestion], str], None]:
-        backend = self._bar.backend
-
-        def callback(found: list[Suggestion], problem: str) -> None:
-            if backend is self._bar.backend:  # the backend can have been switched meanwhile
-                form.suggest(name, source, known + found, problem)
-
-        return callback
+        for name, source in wanted.items():
+            form.suggest(name, source, known[source])
+        for source in dict.fromkeys((USED, *wanted.values())):
+            self._suggestions.request(backend, source, partial(suggest, source))
 
     def _new_token(self) -> None:
         self._token = secrets.token_hex(8)
