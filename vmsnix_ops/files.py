@@ -77,6 +77,21 @@ def describe(error: Exception) -> str:
     return f"{error.strerror}: {error.filename}." if error.filename else f"{error.strerror}."
 
 
+@contextmanager
+def state_errors(what: str) -> Iterator[None]:
+    """Turn an `OSError` of the block, which writes below the state folder, into a `RunError`."""
+    from vmsnix_ops.errors import RunError
+
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            what,
+            why=f"{error.strerror}: {error.filename}.",
+            fix="Correct the permissions, or set VMSNIX_STATE to another folder.",
+        ) from error
+
+
 def fix_of(error: OSError) -> str:
     """Return what to do if a file cannot be written: ``Free disk space``."""
     return "Free disk space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Correct its permissions"

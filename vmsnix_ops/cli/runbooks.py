@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from vmsnix_ops import files
 from vmsnix_ops.cli.options import complete_runbooks
-from vmsnix_ops.errors import RunError
 from vmsnix_ops.text import echo
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
 
 PARAMETERS = """\
@@ -117,7 +116,7 @@ def new(name: str) -> None:
 
     NAME is the name of the command, such as weekly-report.
     """
-    from vmsnix_ops import files, settings
+    from vmsnix_ops import settings
     from vmsnix_ops.errors import UsageError
     from vmsnix_ops.runbooks import catalog
     from vmsnix_ops.text import json
@@ -176,17 +175,9 @@ def _template(name: str) -> dict[str, object]:
     }
 
 
-@contextmanager
-def preparing() -> Iterator[None]:
-    """Turn an `OSError` of the block, which writes files for JupyterLab, into a `RunError`."""
-    try:
-        yield
-    except OSError as error:
-        raise RunError(
-            "Could not prepare JupyterLab.",
-            why=f"{error.strerror}: {error.filename}.",
-            fix="Correct the permissions, or set VMSNIX_STATE to another folder.",
-        ) from error
+def preparing() -> AbstractContextManager[None]:
+    """Return a context for a block that writes files for JupyterLab."""
+    return files.state_errors("Could not prepare JupyterLab.")
 
 
 def folder_of(folder: Path | None) -> Path:

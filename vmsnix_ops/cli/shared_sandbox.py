@@ -53,15 +53,9 @@ URL = re.compile(r"http://127\.0\.0\.1:[0-9]{1,5}")
 def shared(state: Path) -> Iterator[Access]:
     """Join the sandbox below the setting ``state`` until the block ends, or start it if it does not run."""
     server = state / SERVER
-    try:
+    with files.state_errors("The sandbox could not start."):
         files.make_folder(server)
         users = files.create(server / USERS, os.O_RDWR)
-    except OSError as error:
-        raise RunError(
-            "The sandbox could not start.",
-            why=f"{error.strerror}: {error.filename}.",
-            fix="Correct the permissions, or set VMSNIX_STATE to another folder.",
-        ) from error
     try:
         fcntl.flock(users, fcntl.LOCK_SH)  # waits while an unused sandbox saves its state
         yield _join_or_start(state)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import files
-from vmsnix_ops.errors import RunError, VmsnixError
+from vmsnix_ops.errors import VmsnixError
 from vmsnix_ops.progress import ENDS, Event
 from vmsnix_ops.records.run_context import new_run_id
 from vmsnix_ops.redaction import Redactor, secret_values
@@ -110,16 +110,10 @@ def start(
         "run_folder": str(run_folder),
         "started_at": time.time(),
     }
-    try:
+    with files.state_errors("Could not start the run."):
         files.make_folder(folder, new=True)
         files.write(folder / REQUEST, json.dumps(request, default=str))
         _start_process(folder, backend, Path.cwd() if cwd is None else cwd)
-    except OSError as error:
-        raise RunError(
-            "Could not start the run.",
-            why=f"{error.strerror}: {error.filename}.",
-            fix="Correct the permissions, or set VMSNIX_STATE to another folder.",
-        ) from error
     return _read_job(folder)
 
 
