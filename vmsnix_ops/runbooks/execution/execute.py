@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.abc
 import json
 import os
 import shutil
@@ -22,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TextIO
 
 from vmsnix_ops import settings as settings_module
@@ -38,9 +38,7 @@ from vmsnix_ops.runbooks.execution._secrets import SecretReceiver
 from vmsnix_ops.runbooks.execution.status import Failure, read_error, run_status
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from importlib.machinery import ModuleSpec
-    from types import ModuleType
+    from collections.abc import Iterator, Mapping
 
     from vmsnix_ops.outcomes import RunStatus
     from vmsnix_ops.progress import Reporter
@@ -80,29 +78,18 @@ def without_rfc3987() -> Iterator[None]:
     if "jsonschema" in sys.modules or RFC3987_LIBRARY in sys.modules:
         yield
         return
-    finder = _HiddenModule(threading.get_ident())
+    thread = threading.get_ident()
+
+    def find_spec(name: str, *_others: object) -> None:
+        if name == RFC3987_LIBRARY and threading.get_ident() == thread:
+            raise ModuleNotFoundError(f"{RFC3987_LIBRARY} is left out", name=RFC3987_LIBRARY)
+
+    finder: Any = SimpleNamespace(find_spec=find_spec)
     sys.meta_path.insert(0, finder)
     try:
         yield
     finally:
         sys.meta_path.remove(finder)
-
-
-class _HiddenModule(importlib.abc.MetaPathFinder):
-    """Makes an import of `RFC3987_LIBRARY` fail in one thread."""
-
-    def __init__(self, thread: int) -> None:
-        self._thread = thread
-
-    def find_spec(
-        self,
-        fullname: str,
-        path: Sequence[str] | None,  # noqa: ARG002 - importlib's signature
-        target: ModuleType | None = None,  # noqa: ARG002 - importlib's signature
-    ) -> ModuleSpec | None:
-        if fullname == RFC3987_LIBRARY and threading.get_ident() == self._thread:
-            raise ModuleNotFoundError(f"{RFC3987_LIBRARY} is left out", name=RFC3987_LIBRARY)
-        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,11 +258,9 @@ def _run(
             crash=crash,
             described=read_error(prepared.folder.path(ERROR_FILE)),
         )
-        refused = side_effects.refusals(prepared.folder.local)
-        if failure is None and refused:  # the notebook suppressed the error
-            first = refused[0]
-            failure = Failure("SideEffectsError", first["what"], first["why"], first["fix"])
-            status = "failed"
+        refused = side_effects.read_refusal(prepared.folder.local)
+        if failure is None and refused is not None:  # the notebook suppressed the error
+            status, failure = "failed", refused
         if failure is not None:
             failure = Failure(**redactor.value(failure.to_json()))
             live.note(f"{status}: {failure}", screen=False)

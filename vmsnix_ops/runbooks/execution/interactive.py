@@ -377,14 +377,12 @@ class KernelRun:
         """Determine the status of the run at its end."""
         status: RunStatus = "done"
         failure: Failure | None = None
-        refused = side_effects.refusals(self.prepared.folder.local)
+        refused = side_effects.read_refusal(self.prepared.folder.local)
         newest_failed = self._failure is not None and self._failure[1].cell == self.newest
         if self._failure is not None and newest_failed:
             status, failure = self._failure
-        elif refused:
-            first = refused[0]
-            status = "failed"
-            failure = Failure("SideEffectsError", first["what"], first["why"], first["fix"])
+        elif refused is not None:
+            status, failure = "failed", refused
         # A program, which executes every cell, may close the kernel after a cell.
         elif final and not (self._current is None and _is_unattended()):
             where = f"in cell {self._current}" if self._current is not None else "before its last cell"

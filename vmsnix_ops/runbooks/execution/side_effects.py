@@ -31,6 +31,7 @@ from vmsnix_ops.aws import tags as tagging
 from vmsnix_ops.errors import ConfirmationError, SideEffectsError
 from vmsnix_ops.import_hooks import after_import
 from vmsnix_ops.runbooks.execution import lease
+from vmsnix_ops.runbooks.execution.status import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -267,20 +268,19 @@ def install(allowed: SideEffects, runbook: str, folder: Path, lease_file: Path |
     return guard
 
 
-def refusals(folder: Path) -> list[dict[str, str]]:
-    """Return the calls that were refused in a run, and delete their file."""
+def read_refusal(folder: Path) -> Failure | None:
+    """Return the first call that was refused in a run, as its failure, and delete the file of refusals."""
     path = folder / REFUSALS
     try:
         lines = files.read(path).split(b"\n")
     except OSError:
-        return []
+        return None
     with suppress(OSError):
         path.unlink()
-    refused = []
     for line in lines:
         with suppress(ValueError, RecursionError):  # a full disk can cut a line
-            refused.append(json.loads(line))
-    return refused
+            return Failure("SideEffectsError", **json.loads(line))
+    return None
 
 
 def _append_refusal(path: Path, error: SideEffectsError) -> None:
