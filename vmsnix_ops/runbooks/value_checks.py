@@ -20,7 +20,7 @@ from vmsnix_ops.errors import ParameterError, SettingsError, VmsnixError, neares
 from vmsnix_ops.region_names import check_region_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from vmsnix_ops.runbooks.catalog import Runbook
     from vmsnix_ops.runbooks.declarations import Parameter
@@ -59,6 +59,9 @@ EXACT = {
 }
 PACKAGE_ONLY = frozenset({*RANGES, "channel", "confirm", "packages", "prefix", "scheduler", "tags", "to"})
 """Names that can have another meaning in an own runbook."""
+
+LOCAL = frozenset({"channel", "flake", "image", "result"})
+"""Kinds whose checks need files or settings of the machine on which the call runs."""
 
 DEFAULT_FROM_SETTINGS = re.compile(r"\[default: from vmsnix\.toml[^\]]*\]")
 SETTINGS = {"accounts": "audit_accounts", "buckets": "bucket", "regions": "region"}
@@ -171,7 +174,7 @@ def _check_value(
                 if name == "region" or text != "all":
                     check_region_name(text, shown)
             elif place.paths or kind not in LOCAL:
-                _CHECKS[kind](shown, text, place, flake)
+                _check_kind(kind, shown, text, place, flake)
     except VmsnixError as error:
         what = error.what if error.what.startswith(name) else f"{name}: {error.what}"
         raise ParameterError(what, why=error.why, fix=error.fix) from error
@@ -203,47 +206,34 @@ def _check_image(shown: str, text: str, place: CallPlace, flake: str) -> None:
     find_flake(own or flake or settings_module.load(place.cwd, place.environment).flake, start=place.cwd)
 
 
-def _check_flake(_shown: str, text: str, place: CallPlace, _flake: str) -> None:
-    from vmsnix_ops.nix.flake import find_flake
+def _check_kind(kind: str, shown: str, text: str, place: CallPlace, flake: str) -> None:
+    """Refuse a text that does not fit its kind; `flake` is that of the call, or empty."""
+    match kind:
+        case "image":
+            _check_image(shown, text, place, flake)
+        case "flake":
+            from vmsnix_ops.nix.flake import find_flake
 
-    find_flake(text, start=place.cwd)
+            find_flake(text, start=place.cwd)
+        case "result":
+            if "://" not in text and ("/" in text or text.endswith(".json")):
+                fix = "Use a run ID, a path of a result.json, or its s3:// URL."
+                _check_path(shown, place.cwd / Path(text).expanduser(), fix)
+        case "channel":
+            with suppress(SettingsError):  # it is reported with the other mistakes
+                settings_module.check_channel(text, settings_module.load(place.cwd, place.environment))
+        case "console":
+            from vmsnix_ops.boot.run import check_options
 
-
-def _check_result(shown: str, text: str, place: CallPlace, _flake: str) -> None:
-    if "://" not in text and ("/" in text or text.endswith(".json")):
-        fix = "Use a run ID, a path of a result.json, or its s3:// URL."
-        _check_path(shown, place.cwd / Path(text).expanduser(), fix)
-
-
-def _check_channel(_shown: str, text: str, place: CallPlace, _flake: str) -> None:
-    with suppress(SettingsError):  # it is reported with the other mistakes
-        settings_module.check_channel(text, settings_module.load(place.cwd, place.environment))
-
-
-def _check_pattern(shown: str, text: str, _place: CallPlace, _flake: str) -> None:
-    try:
-        re.compile(text)
-    except re.error as error:
-        what = f"{shown} is not a regular expression."
-        raise ParameterError(what, why=f"{error}.", fix="Use the syntax of Python's re module.") from error
-
-
-def _check_console(_shown: str, text: str, _place: CallPlace, _flake: str) -> None:
-    from vmsnix_ops.boot.run import check_options
-
-    check_options(text, "auto")
-
-
-LOCAL = frozenset({"channel", "flake", "image", "result"})
-"""Kinds whose checks need files or settings of the machine on which the call runs."""
-_CHECKS: dict[str, Callable[[str, str, CallPlace, str], None]] = {
-    "channel": _check_channel,
-    "console": _check_console,
-    "flake": _check_flake,
-    "image": _check_image,
-    "pattern": _check_pattern,
-    "result": _check_result,
-}
+            check_options(text, "auto")
+        case "pattern":
+            try:
+                re.compile(text)
+            except re.error as error:
+                what, fix = f"{shown} is not a regular expression.", "Use the syntax of Python's re module."
+                raise ParameterError(what, why=f"{error}.", fix=fix) from error
+        case _:
+            raise AssertionError(f"no check for the kind {kind}")
 
 
 @dataclass(frozen=True, slots=True)
