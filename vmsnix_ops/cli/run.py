@@ -212,7 +212,10 @@ def runbook_command(name: str, past: ArchivedRun | None = None) -> click.Command
         arguments=runbook.arguments,
         params=[
             *(_option(runbook, parameter) for parameter in runbook.parameters),
-            *_other_names(runbook),
+            *(  # names that are read as another parameter
+                click.Option([f"--{other}", f"{PREFIX}{other}"], multiple=True, hidden=True)
+                for other in parameters.other_names(runbook)
+            ),
             *_common_options(runbook),
         ],
         context_settings={"help_option_names": ["-h", "--help"], "allow_extra_args": True},
@@ -226,32 +229,19 @@ def _option(runbook: catalog.Runbook, parameter: Parameter) -> click.Option:
     if flag in RESERVED and (flag != "yes" or runbook.side_effects == "deletes"):
         text = f"{text} (only as -p {parameter.name}=VALUE)".strip()
         flag = f"parameter-{flag}"
-    shown = _shown_default(parameter)
+    default = parameter.default
+    if default not in (None, "", [], {}):
+        text += f"  [default: {str(default).lower() if isinstance(default, bool) else default}]"
     if parameter.type.kind == "bool" and not parameter.type.optional:
-        return click.Option([f"--{flag}/--no-{flag}", name], default=None, help=f"{text}{shown}")
+        return click.Option([f"--{flag}/--no-{flag}", name], default=None, help=text)
     return click.Option(
         [f"--{flag}", name],
         type=DeclaredType(parameter),
         default=None,
         # `region` too: without `multiple`, click would silently use the last of two values.
         multiple=parameter.type.kind in ("list", "dict") or parameter.name in parameters.PLURALS,
-        help=f"{text}{shown}",
+        help=text,
     )
-
-
-def _other_names(runbook: catalog.Runbook) -> list[click.Option]:
-    """Return hidden options for the names that are read as another parameter."""
-    return [
-        click.Option([f"--{name}", f"{PREFIX}{name}"], multiple=True, hidden=True)
-        for name in parameters.other_names(runbook)
-    ]
-
-
-def _shown_default(parameter: Parameter) -> str:
-    if parameter.default in (None, "", [], {}):
-        return ""
-    shown = str(parameter.default).lower() if isinstance(parameter.default, bool) else parameter.default
-    return f"  [default: {shown}]"
 
 
 def _common_options(runbook: catalog.Runbook) -> list[click.Option]:
@@ -297,7 +287,6 @@ def _callback(runbook: catalog.Runbook, past: ArchivedRun | None) -> Callable[..
     ) -> int:
         given, mistakes = _given(runbook, options, pairs)
         mistakes = [*click.get_current_context().meta.get(MISTAKES, ()), *mistakes]
-        cwd = past.cwd if past is not None else None
         if past is not None:
             from vmsnix_ops.runbooks.execution.execute import same_parameters
 
@@ -312,7 +301,7 @@ def _callback(runbook: catalog.Runbook, past: ArchivedRun | None) -> Callable[..
             as_json=as_json,
             yes=yes,
             modified=modified,
-            cwd=cwd,
+            cwd=past.cwd if past is not None else None,
             mistakes=mistakes,
         )
 
