@@ -24,7 +24,6 @@ from vmsnix_ops.text import echo, json, write
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from types import FrameType
 
     from vmsnix_ops.sandbox import Sandbox
     from vmsnix_ops.sandbox.access import Access
@@ -228,12 +227,9 @@ def print_exports(served: RunSandbox, stream: TextIO) -> None:
 
 def main() -> int:
     """Serve a sandbox until standard input is closed, and return the exit code."""
+    from vmsnix_ops.cli.shared_sandbox import exit_on
 
-    def end(_number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(0)
-
-    for number in (signal.SIGTERM, signal.SIGHUP):  # the sandbox saves its state before it ends
-        signal.signal(number, end)
+    exit_on(signal.SIGTERM, signal.SIGHUP)
     try:
         with run_sandbox() as served:
             _print({"environment": served.environment})

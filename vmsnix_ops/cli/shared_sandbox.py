@@ -247,15 +247,21 @@ def _last_line(path: Path) -> str:
     return next((text for text in reversed(lines) if text.strip()), "Its process ended at the start.")
 
 
-def serve(state: Path, speed: float) -> int:
-    """Serve the sandbox until no command uses it, and return the exit code."""
-    from vmsnix_ops.sandbox import Sandbox
+def exit_on(*numbers: signal.Signals) -> None:
+    """Let signals end this process as an exit does, so that a sandbox saves its state."""
 
     def end(_number: int, _frame: object) -> None:
         raise SystemExit(0)
 
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):  # the state is saved
+    for number in numbers:
         signal.signal(number, end)
+
+
+def serve(state: Path, speed: float) -> int:
+    """Serve the sandbox until no command uses it, and return the exit code."""
+    from vmsnix_ops.sandbox import Sandbox
+
+    exit_on(signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
     address = state / SERVER / ADDRESS
     users = files.create(state / SERVER / USERS, os.O_RDWR)
     try:

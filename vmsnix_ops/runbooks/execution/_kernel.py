@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from vmsnix_ops import credentials, files
 from vmsnix_ops.redaction import remember
 from vmsnix_ops.runbooks.execution import cards, status
+from vmsnix_ops.runbooks.execution._secrets import send_secrets
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -64,12 +65,8 @@ def _share_secrets() -> None:
     """Send the credentials of this process to the runner before a cell can print them."""
     credentials.watch_botocore()
     remember(*credentials.read_files())
-    descriptor = os.environ.pop("VMSNIX_SECRETS", "")
-    if not descriptor:
-        return
-    from vmsnix_ops.runbooks.execution._secrets import send_secrets
-
-    send_secrets(int(descriptor))
+    if descriptor := os.environ.pop("VMSNIX_SECRETS", ""):
+        send_secrets(int(descriptor))
 
 
 def _show_whole_frames(shell: Any) -> None:
