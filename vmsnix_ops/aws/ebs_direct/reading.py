@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from types_boto3_ebs.client import EBSClient
 
     from vmsnix_ops.aws.ebs_direct.journal import DigestJournal
-    from vmsnix_ops.aws.ebs_direct.manifests import BlockList
     from vmsnix_ops.disk.image import DiskImage
     from vmsnix_ops.progress import Step
 
@@ -258,59 +257,39 @@ def download(
             fix="Wait until it ends, or use another file.",
         )
 
-    with locked(
-        path.with_name(f"{path.name}.part.lock"),
-        f"downloads {snapshot_id}",
-        on_busy=refuse,
-        step=step,
-        remove=True,
-    ):
-        _check_free(path)  # the last owner of the lock may have created it
-        return _fetch(session, region, snapshot_id, found, path, step, config or TransferConfig())
-
-
-def _fetch(
-    session: boto3.Session,
-    region: str,
-    snapshot_id: str,
-    found: BlockList,
-    path: Path,
-    step: Step,
-    config: TransferConfig,
-) -> Downloaded:
-    """Download the missing blocks, and rename the complete file."""
-    part = path.with_name(f"{path.name}.part")
-    journal = BlockJournal(path.with_name(f"{path.name}{JOURNAL}"), required=True)
-    size = found.size_gib * GIB
-    done = _resume_or_begin(journal, part, snapshot_id, size)
-    descriptor = files.create(part, os.O_WRONLY)
-    try:
-        os.ftruncate(descriptor, size)
-    finally:
-        os.close(descriptor)
-    items = [item for item in sorted(found.tokens.items()) if item[0] not in done]
-    step.update(0, len(items) * BLOCK_BYTES)
-
     def acknowledge(batch: Sequence[int]) -> None:
         journal.add(batch)
         step.advance(len(batch) * BLOCK_BYTES)
 
-    try:
-        engine.run(
-            "get",
-            items,
-            session=session,
-            region=region,
-            snapshot_id=snapshot_id,
-            path=part,
-            on_done=acknowledge,
-            config=config,
-        )
-    finally:
-        journal.close()
-    _rename(part, path)
-    journal.remove()
-    return Downloaded(snapshot_id, path, size, len(items))
+    lock, doing = path.with_name(f"{path.name}.part.lock"), f"downloads {snapshot_id}"
+    with locked(lock, doing, on_busy=refuse, step=step, remove=True):
+        _check_free(path)  # the last owner of the lock may have created it
+        part, size = path.with_name(f"{path.name}.part"), found.size_gib * GIB
+        journal = BlockJournal(path.with_name(f"{path.name}{JOURNAL}"), required=True)
+        done = _resume_or_begin(journal, part, snapshot_id, size)
+        descriptor = files.create(part, os.O_WRONLY)
+        try:
+            os.ftruncate(descriptor, size)
+        finally:
+            os.close(descriptor)
+        items = [item for item in sorted(found.tokens.items()) if item[0] not in done]
+        step.update(0, len(items) * BLOCK_BYTES)
+        try:
+            engine.run(
+                "get",
+                items,
+                session=session,
+                region=region,
+                snapshot_id=snapshot_id,
+                path=part,
+                on_done=acknowledge,
+                config=config or TransferConfig(),
+            )
+        finally:
+            journal.close()
+        _rename(part, path)
+        journal.remove()
+        return Downloaded(snapshot_id, path, size, len(items))
 
 
 def _check_free(path: Path) -> None:
