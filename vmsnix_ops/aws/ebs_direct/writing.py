@@ -118,10 +118,6 @@ class Task:
         """Return ID and size (GiB) of the completed snapshot of the image, if there is one."""
         return imports.find_snapshot(self.ec2, self.upload.digest, kms_key=self.upload.kms_key)
 
-    def report(self, text: str) -> None:
-        """Show a message in the step."""
-        self.step.message(text)
-
 
 def snapshot_blocks(blocks: Digests, parent: Digests) -> Digests:
     """Return the blocks of a snapshot: those of the image, and zeros for other blocks of the parent."""
@@ -237,7 +233,7 @@ class PendingUpload:
                     "only inside a creating action (ec2:CreateAction). If AWS does not set that key here, "
                     f"use --via import with the policy of {IMPORT_POLICY}."
                 ) from error
-        self.task.report(
+        self.task.step.message(
             f"uploading only what differs from {parent.snapshot_id}"
             if parent.snapshot_id
             else f"uploading all blocks: {parent.why}"
@@ -261,11 +257,11 @@ class PendingUpload:
         # Without the parent's manifest, the blocks that have become zero are unknown.
         if state == "pending" and (parent.blocks or not header.parent_id):
             self.journal.resume()
-            self.task.report(f"continuing {self.snapshot_id}, which has {counted(len(done), 'block')}")
+            self.task.step.message(f"continuing {self.snapshot_id}, which has {counted(len(done), 'block')}")
             return parent, done
         if state in ("pending", "error"):
             snapshots.delete_snapshot(self.task.ec2, self.snapshot_id)
-            self.task.report(f"{self.snapshot_id} cannot be continued: it expired")
+            self.task.step.message(f"{self.snapshot_id} cannot be continued: it expired")
         self.snapshot_id, self.attempt = "", header.attempt + 1
         return None
 
@@ -366,7 +362,7 @@ class PendingUpload:
         finally:
             self.journal.close()
             if self.journal.problem:
-                self.task.report(self.journal.problem)
+                self.task.step.message(self.journal.problem)
         # Each block was compared when it was sent. This check reports changes elsewhere in the file.
         self._check_file()
         return throttled
@@ -488,7 +484,9 @@ def _upload(task: Task) -> DirectSnapshot:
             running.abandon()
             if not expired or number == MAX_SNAPSHOTS:
                 raise
-            task.report(f"{running.snapshot_id} no longer exists ({error.why}); starting a new snapshot")
+            task.step.message(
+                f"{running.snapshot_id} no longer exists ({error.why}); starting a new snapshot"
+            )
             attempt = running.attempt + 1
     raise RuntimeError("unreachable: the last attempt returns or raises")  # pragma: no cover
 
