@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 # Sources: "RegisterImage" and "EbsBlockDevice" in the Amazon EC2 API Reference; "Instance type requirements
 # for NitroTPM" and "UEFI variables" in the Amazon EC2 User Guide.
 
-"""EC2's device names for HVM."""
-
 ROOT_DEVICE = "/dev/sda1"  # as the default of RegisterImage
 UEFI_DATA_BYTES = 64 * 1024  # EC2's limit
 _CHOICES: dict[str, tuple[object, ...]] = {
@@ -109,7 +107,6 @@ def registration_of(
         description=str(asked.get("Description") or f"NixOS {image.version} {image.name}"[:255]),
         root_volume=root,
         disks=disks,
-        imds_support=asked.get("ImdsSupport") or "v2.0",
         tpm_support=asked.get("TpmSupport") or "",
         ena_support=bool(asked.get("EnaSupport", True)),
         uefi_data=str(asked.get("UefiData") or ""),
