@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vmsnix_ops import errors
@@ -98,11 +99,9 @@ def classify_trust(document: Any) -> str:
     for statement in read_statements(document):
         principal = statement.get("Principal", {})
         services = as_list(principal.get("Service")) if isinstance(principal, dict) else []
-        actions = [str(action).lower() for action in as_list(statement.get("Action"))]
+        actions = {str(action).lower() for action in as_list(statement.get("Action"))}
         named = any(str(s).startswith(SERVICE) for s in services)
-        if statement.get("Effect") != "Allow" or not named:
-            continue
-        if not {"sts:assumerole", "sts:*", "*"} & set(actions):
+        if statement.get("Effect") != "Allow" or not named or not {"sts:assumerole", "sts:*", "*"} & actions:
             continue
         wanted = [
             str(value)
@@ -132,13 +131,15 @@ def check_role_permissions(
     """
     name, partition = arn.rpartition("/")[2], arn.split(":")[1]
     home = f"arn:{partition}:s3:::{bucket}"
+    result = partial(CheckResult, "vmimport role's permissions")
     lacks = missing_actions(iam, arn, BUCKET_ACTIONS, [home])
     lacks += missing_actions(iam, arn, OBJECT_ACTIONS, [f"{home}/{key_prefix}image.vhd"])
     snapshot_lacks = missing_actions(iam, arn, SNAPSHOT_ACTIONS, ["*"])
     fix = PRINT_POLICY.format(bucket=bucket)
-    if lacks and _named_by_bucket_policy(s3, bucket, arn):
-        text = f"the role lacks {', '.join(lacks)}, but the bucket policy may allow it"
-        return CheckResult("vmimport role's permissions", "warn", text, fix)
+    if lacks and any(
+        one.get("Effect") == "Allow" and arn in str(one.get("Principal")) for one in _policy(s3, bucket)
+    ):
+        return result("warn", f"the role lacks {', '.join(lacks)}, but the bucket policy may allow it", fix)
     if lacks:
         raise errors.RoleError(
             f"The role {name} may not read the bucket {bucket}.",
@@ -146,9 +147,7 @@ def check_role_permissions(
             fix=fix,
         )
     if snapshot_lacks:
-        return CheckResult(
-            "vmimport role's permissions", "warn", f"the role lacks {', '.join(snapshot_lacks)}", fix
-        )
+        return result("warn", f"the role lacks {', '.join(snapshot_lacks)}", fix)
     examples = objects_beyond_images(bucket, key_prefix, partition)
     beyond = allowed_resources(iam, arn, "s3:GetObject", examples) or _allowed_by_bucket_policy(
         s3, bucket, arn, examples
@@ -158,10 +157,8 @@ def check_role_permissions(
         text = f"{name} may read more than {images}, for example {beyond[0]}"
         why = "Anyone who may import a snapshot can read it too."
         fix = f"{why} Replace the role's policies with one for the images only: {fix}"
-        return CheckResult("vmimport role's permissions", "warn", text, fix, facts={"beyond": beyond})
-    return CheckResult(
-        "vmimport role's permissions", "pass", f"{name} may read the images of {bucket} and create snapshots"
-    )
+        return result("warn", text, fix, facts={"beyond": beyond})
+    return result("pass", f"{name} may read the images of {bucket} and create snapshots")
 
 
 def objects_beyond_images(bucket: str, key_prefix: str, partition: str = "aws") -> list[str]:
@@ -172,25 +169,17 @@ def objects_beyond_images(bucket: str, key_prefix: str, partition: str = "aws") 
     """
     names = ("secret", "image.vhd")
     folders = key_prefix.split("/")[:-1]
-    keys = [
-        f"{''.join(f'{folder}/' for folder in folders[:depth])}{folders[depth]}-other/{name}"
-        for depth in range(len(folders))
-        for name in names
-    ]
-    keys += (
-        [f"{key_prefix}-other/{name}" for name in names]
-        if key_prefix and not key_prefix.endswith("/")
-        else []
-    )
-    keys += [f"other/{name}" for name in names] if key_prefix else []
+    beside = [f"{'/'.join(folders[: depth + 1])}-other" for depth in range(len(folders))]
+    if key_prefix:
+        beside += [*([] if key_prefix.endswith("/") else [f"{key_prefix}-other"]), "other"]
+    keys = [f"{folder}/{name}" for folder in beside for name in names]
     keys = [key for key in dict.fromkeys(keys) if not key.startswith(key_prefix)]
     words = bucket.split("-")
     others = ["-".join([*words[:count], UNUSED_NAME]) for count in range(len(words), 0, -1)]
     others += ["-".join([UNUSED_NAME, *words[count:]]) for count in range(len(words))]
     others += [UNUSED_NAME]
     homes = [(bucket, key) for key in keys]
-    homes += [(other, f"{key_prefix}{name}") for other in others for name in names]
-    homes += [(other, name) for other in others for name in names]
+    homes += [(other, f"{prefix}{name}") for prefix in (key_prefix, "") for other in others for name in names]
     return [f"arn:{partition}:s3:::{home}/{key}" for home, key in homes]
 
 
@@ -230,10 +219,6 @@ def check_bucket_key_permissions(iam: IAMClient, s3: S3Client, arn: str, bucket:
     return CheckResult("bucket's key", "pass", f"{name} may decrypt with {key}, if the key policy allows it")
 
 
-def _named_by_bucket_policy(s3: S3Client, bucket: str, arn: str) -> bool:
-    return any(s.get("Effect") == "Allow" and arn in str(s.get("Principal")) for s in _policy(s3, bucket))
-
-
 def _allowed_by_bucket_policy(s3: S3Client, bucket: str, arn: str, examples: list[str]) -> list[str]:
     """Return the objects that the bucket policy allows the role to read, ignoring conditions."""
     found: list[str] = []
@@ -246,11 +231,8 @@ def _allowed_by_bucket_policy(s3: S3Client, bucket: str, arn: str, examples: lis
             and {"*", arn} & set(named)
             and any(fnmatchcase("s3:getobject", action) for action in actions)
         ):
-            found += [
-                one
-                for one in examples
-                if any(fnmatchcase(one, p) for p in as_list(statement.get("Resource")))
-            ]
+            allowed = as_list(statement.get("Resource"))
+            found += [one for one in examples if any(fnmatchcase(one, pattern) for pattern in allowed)]
     return found
 
 
