@@ -43,7 +43,6 @@ from vmsnix_ops.sandbox.ec2.networks import (
     free_private_address,
     free_public_address,
     network_view,
-    subnet_of_zone,
     zone_id,
     zones_of,
 )
@@ -426,9 +425,8 @@ def launch_network(context: Context, launch: Params) -> LaunchNetwork:
     zone = placement.get("AvailabilityZone")
     if zone is not None:
         check_zone(context, zone)
-    subnet_id = launch.get("SubnetId") or interface.get("SubnetId")
-    zones = [zone] if zone else zones_of(context.region)
-    subnet = find_subnet(context, subnet_id) if subnet_id else subnet_of_zone(context, zones[0])
+    subnet_id = launch.get("SubnetId") or interface.get("SubnetId", "")
+    subnet = find_subnet(context, subnet_id, zone or zones_of(context.region)[0])
     if zone not in (None, subnet.zone):
         # The code is documented, the text is from memory.
         raise invalid_value(f"The subnet '{subnet.subnet_id}' is not in the availability zone '{zone}'.")

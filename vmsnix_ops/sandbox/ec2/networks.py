@@ -209,17 +209,13 @@ def _fixed_id(context: Context, prefix: str, name: str) -> str:
     return f"{prefix}-0{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-def find_subnet(context: Context, subnet_id: str) -> Subnet:
-    """Return a subnet of the caller, or raise the ``Malformed`` or ``NotFound`` error."""
-    default_vpc(context)
-    found: Subnet = find_own(context, SUBNET, subnet_id)
-    return found
+def find_subnet(context: Context, subnet_id: str, zone: str = "") -> Subnet:
+    """Return a subnet of the caller, without an ID the default one of a zone.
 
-
-def subnet_of_zone(context: Context, zone: str) -> Subnet:
-    """Return the default subnet of a zone."""
+    The ``Malformed`` or ``NotFound`` error for an ID of another form or of no subnet.
+    """
     default_vpc(context)
-    found: Subnet = context.table(SUBNET.table)[_fixed_id(context, SUBNET.prefix, zone)]
+    found: Subnet = find_own(context, SUBNET, subnet_id or _fixed_id(context, SUBNET.prefix, zone))
     return found
 
 
@@ -362,11 +358,7 @@ def network_view(context: Context, instance: EmulatedInstance, state: str) -> di
     nothing: dict[str, Any] = {"PrivateDnsName": "", "PublicDnsName": "", "SecurityGroups": []}
     if state == "terminated":
         return nothing | {"NetworkInterfaces": []}
-    subnet = (
-        find_subnet(context, instance.subnet_id)
-        if instance.subnet_id
-        else subnet_of_zone(context, instance.zone)
-    )
+    subnet = find_subnet(context, instance.subnet_id, instance.zone)
     region = context.region
     address = instance.private_ip or str(ip_network(subnet.cidr).network_address + 4)
     domain = "ec2.internal" if region == "us-east-1" else f"{region}.compute.internal"
