@@ -102,12 +102,6 @@ def _find_configuration(context: Context, name: str) -> LaunchConfiguration:
     raise _validation_error(f"Launch configuration name not found - Launch configuration {name} not found")
 
 
-def _configuration_launch(configuration: LaunchConfiguration) -> dict[str, Any]:
-    """Return the parameters of RunInstances for a launch configuration."""
-    wanted = ("ImageId", "InstanceType", "UserData", "BlockDeviceMappings", "MetadataOptions")
-    return {name: configuration.data[name] for name in wanted if name in configuration.data}
-
-
 def _configuration_view(configuration: LaunchConfiguration) -> dict[str, Any]:
     return {
         "KeyName": "",
@@ -253,7 +247,9 @@ def _launch_source(context: Context, params: Params) -> dict[str, Any]:
 def _launch_request(context: Context, source: dict[str, Any]) -> dict[str, Any]:
     """Return the parameters of RunInstances for a group; for a mixed policy those of the first override."""
     if "LaunchConfigurationName" in source:
-        return _configuration_launch(_find_configuration(context, source["LaunchConfigurationName"]))
+        data = _find_configuration(context, source["LaunchConfigurationName"]).data
+        wanted = ("ImageId", "InstanceType", "UserData", "BlockDeviceMappings", "MetadataOptions")
+        return {name: data[name] for name in wanted if name in data}
     if "LaunchTemplate" in source:
         override: dict[str, Any] = {}
         wanted = source["LaunchTemplate"]

@@ -77,9 +77,6 @@ class BlockStore:
         """Return a block's bytes."""
         return self.path(digest).read_bytes()
 
-    def __contains__(self, digest: str) -> bool:
-        return self.path(digest).exists()
-
 
 @dataclass(frozen=True, slots=True)
 class Part:

@@ -220,7 +220,7 @@ def may_launch(image: Image, context: Context) -> bool:
         return True
     if image.state(context.clock) != "available":
         return False
-    return image.public() or _shared_with(image, context.account) or _shared_with_organization(image, context)
+    return image.public() or _shared_with_caller(image, context)
 
 
 def executable_by(image: Image, user: str, context: Context) -> bool:
@@ -228,21 +228,14 @@ def executable_by(image: Image, user: str, context: Context) -> bool:
     if user == "all":
         return image.public()
     if user in ("self", context.account):
-        return _shared_with(image, context.account) or _shared_with_organization(image, context)
-    return _shared_with(image, user)
+        return _shared_with_caller(image, context)
+    return {"UserId": user} in image.permissions
 
 
-def _shared_with(image: Image, account: str) -> bool:
-    return {"UserId": account} in image.permissions
-
-
-def _shared_with_organization(image: Image, context: Context) -> bool:
+def _shared_with_caller(image: Image, context: Context) -> bool:
     known = context.table("organization", region="")
-    organizations, units = known.get("organizations", ()), known.get("units", ())
-    return any(
-        p.get("OrganizationArn") in organizations or p.get("OrganizationalUnitArn") in units
-        for p in image.permissions
-    )
+    grantees = {context.account, *known.get("organizations", ()), *known.get("units", ())}
+    return any(grantee in grantees for entry in image.permissions for grantee in entry.values())
 
 
 def find_own_image(context: Context, image_id: str) -> Image:
