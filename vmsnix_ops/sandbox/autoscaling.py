@@ -131,11 +131,8 @@ def create_launch_configuration(context: Context, params: Params) -> dict[str, A
     table = context.table("launch_configurations")
     name = _check_name(params["LaunchConfigurationName"], "launch configuration")
     if name in table:
-        text = (
-            "Launch Configuration by this name already exists - A launch configuration already exists "
-            f"with the name {name}"
-        )
-        raise ApiError("AlreadyExists", text)
+        text = f"A launch configuration already exists with the name {name}"
+        raise ApiError("AlreadyExists", f"Launch Configuration by this name already exists - {text}")
     if not params.get("ImageId") or not params.get("InstanceType"):
         raise _validation_error(
             "Valid requests must contain either the InstanceID parameter or both the ImageId and "
@@ -168,11 +165,8 @@ def delete_launch_configuration(context: Context, params: Params) -> dict[str, A
     configuration = _find_configuration(context, params["LaunchConfigurationName"])
     for group in context.table("auto_scaling_groups").values():
         if group.source.get("LaunchConfigurationName") == configuration.name:
-            text = (
-                f"Cannot delete launch configuration {configuration.name} because it is attached to "
-                f"AutoScalingGroup {group.name}"
-            )
-            raise ApiError("ResourceInUse", text)
+            text = f"Cannot delete launch configuration {configuration.name}"
+            raise ApiError("ResourceInUse", f"{text} because it is attached to AutoScalingGroup {group.name}")
     del context.table("launch_configurations")[configuration.name]
     return {}
 
@@ -284,15 +278,6 @@ def _scale_to_desired(context: Context, group: AutoScalingGroup) -> None:
         instance.terminating = context.clock.now()
 
 
-def _zones_of_subnets(context: Context, subnet_ids: list[str]) -> list[str]:
-    """Return the zones of subnets, without repetition."""
-    try:
-        return list(dict.fromkeys(find_subnet(context, subnet_id).zone for subnet_id in subnet_ids))
-    except ApiError as error:
-        text = f"The subnet ID '{', '.join(subnet_ids)}' does not exist"  # text from memory
-        raise _validation_error(text) from error
-
-
 def _group_sizes(params: Params, group: AutoScalingGroup | None = None) -> tuple[int, int, int]:
     min_size = params.get("MinSize", group.min_size if group else 0)
     max_size = params.get("MaxSize", group.max_size if group else 0)
@@ -327,7 +312,11 @@ def create_auto_scaling_group(context: Context, params: Params) -> dict[str, Any
         raise _validation_error("At least one Availability Zone or VPC Subnet is required.")
     for zone in zones:
         check_zone(context, zone)
-    subnet_zones = _zones_of_subnets(context, subnets)
+    try:
+        subnet_zones = list(dict.fromkeys(find_subnet(context, subnet_id).zone for subnet_id in subnets))
+    except ApiError as error:
+        text = f"The subnet ID '{', '.join(subnets)}' does not exist"  # text from memory
+        raise _validation_error(text) from error
     if zones and subnets and set(zones) != set(subnet_zones):
         text = "The availability zones of the specified subnets and the Auto Scaling group do not match"
         raise _validation_error(text)

@@ -210,10 +210,8 @@ def paginate(context: Context, params: Params, items: Iterable[Any], key: Key) -
     least, most = _page_sizes(context.operation)
     size, named = params.get("MaxResults"), NOT_PAGED.get(context.operation, "")
     if size is not None and size < least:
-        text = (
-            f"Value ( {size} ) for parameter maxResults is invalid. Expecting a value greater than {least}."
-        )
-        raise ApiError("InvalidParameterValue", text)
+        text = f"Value ( {size} ) for parameter maxResults is invalid."
+        raise ApiError("InvalidParameterValue", f"{text} Expecting a value greater than {least}.")
     if size is not None and params.get(named):
         text = f"The parameter {named[0].lower()}{named[1:]} cannot be used with the parameter maxResults"
         raise ApiError("InvalidParameterCombination", text)

@@ -99,10 +99,8 @@ def _role_allows(context: Context, role_name: str, action: str, resource: str) -
 def _role_allows_key(context: Context, role_name: str, action: str, key: str) -> bool:
     """Return whether the role's policies allow the use of a customer key. Key policies are not emulated."""
     role = context.table("roles", region="").get(role_name)
-    if role is None:
-        return False
     request = AccessRequest(action, key, {"aws:requestedregion": [context.region]})
-    return evaluate(policies_of_identity(context, role), request) == ALLOWED
+    return role is not None and evaluate(policies_of_identity(context, role), request) == ALLOWED
 
 
 # The source: an S3 object with a disk image
@@ -202,9 +200,8 @@ def _image(reader: ObjectReader, task: EmulatedImportTask) -> Iterator[DiskImage
     unsupported = SourceError(f"{VALIDATION_FAILED} [{text}]")
     try:
         with open_image(reader) as image:
-            if image.format == task.image_format.lower() and (
-                not vmdk or image.subformat == "streamOptimized"
-            ):
+            supported = not vmdk or image.subformat == "streamOptimized"
+            if image.format == task.image_format.lower() and supported:
                 yield image
                 return
     except (SourceError, OSError):

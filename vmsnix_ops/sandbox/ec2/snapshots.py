@@ -744,14 +744,14 @@ def add_volume(
     )
     if chosen.failure:
         raise key_not_accessible(chosen.key)
-    volume_id = new_id("vol")
+    volume_id, iops = new_id("vol"), {"gp2": min(max(100, 3 * size), 16000), "gp3": 3000}
     volume = Volume(
         volume_id=volume_id,
         size_gib=size,
         zone=zone,
         created=context.clock.now(),
         volume_type=kind,
-        iops=ebs.get("Iops") or _default_iops(kind, size),
+        iops=ebs.get("Iops") or iops.get(kind),
         throughput=ebs.get("Throughput") or (125 if kind == "gp3" else None),
         snapshot_id=snapshot.snapshot_id if snapshot is not None else "",
         lineage=snapshot.lineage if snapshot is not None else volume_id,
@@ -762,12 +762,6 @@ def add_volume(
     )
     context.table("volumes")[volume_id] = volume
     return volume
-
-
-def _default_iops(kind: str, size: int) -> int | None:
-    if kind == "gp3":
-        return 3000
-    return min(max(100, 3 * size), 16000) if kind == "gp2" else None
 
 
 @operation(
