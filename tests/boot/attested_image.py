@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from tests.disk.test_firmware import EFI, fat, gpt
 from tests.support import DEADLINE
-from vmsnix_ops.boot import measurements
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
 USR = uuid.UUID("8484680c-9521-48c6-9c11-b0720656f69e")  # usr partition of x86-64
 USR_VERITY = uuid.UUID("77ff5f63-e7b6-4633-acf4-1565b864c0e6")
@@ -31,40 +30,6 @@ def measured_by_the_build(uki: Path) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=True)
     values: dict[str, Any] = json.loads(done.stdout)
     return values
-
-
-def pcr7(variables: Mapping[str, bytes], authorities: Iterable[tuple[str, bytes]], bank: str) -> str:
-    """Return PCR 7 for the given contents of the Secure Boot variables.
-
-    `variables` has the contents of ``SecureBoot``, ``PK``, ``KEK``, ``db``, ``dbx``; missing ones are empty.
-    `authorities` are the variables and EFI_SIGNATURE_DATA that verified the started programs, in order: none
-    without Secure Boot.
-
-    PCR 7 does not name an image: it is the same for all images that are signed with the same key.
-
-    Source: Platform Firmware Profile, sections 3.3.4.8 (PCR[7], Secure Boot policy) and 10.2.6
-    (UEFI_VARIABLE_DATA).
-    """
-    configuration = [_variable(name, variables.get(name, b"")) for name in _SECURE_BOOT]
-    events = [*configuration, measurements.SEPARATOR, *(_variable(name, data) for name, data in authorities)]
-    return measurements.extend(bank, [hashlib.new(bank, event).digest() for event in events])
-
-
-_GLOBAL = uuid.UUID("8be4df61-93ca-11d2-aa0d-00e098032b8c")  # EFI_GLOBAL_VARIABLE
-_IMAGE_SECURITY = uuid.UUID("d719b2cb-3d3a-4596-a3bc-dad00e67656f")  # EFI_IMAGE_SECURITY_DATABASE_GUID
-_SECURE_BOOT = {
-    "SecureBoot": _GLOBAL,
-    "PK": _GLOBAL,
-    "KEK": _GLOBAL,
-    "db": _IMAGE_SECURITY,
-    "dbx": _IMAGE_SECURITY,
-}
-
-
-def _variable(name: str, data: bytes) -> bytes:
-    """Return a UEFI_VARIABLE_DATA structure."""
-    lengths = struct.pack("<QQ", len(name), len(data))
-    return _SECURE_BOOT[name].bytes_le + lengths + name.encode("utf-16-le") + data
 
 
 def make_pe(sections: dict[str, bytes], *, tail: bytes = b"", signature: bytes = b"") -> bytes:

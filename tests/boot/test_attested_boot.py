@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.boot.attested_image import measured_by_the_build, pcr7
+from tests.boot.attested_image import measured_by_the_build
 from tests.boot.attested_linux import MARK, READABLE, TOOLS, UNREADABLE, UP, Workshop, workshop
 from tests.support import require, unavailable
 from vmsnix_ops.boot import measurements, run, tpm
@@ -116,7 +116,7 @@ def test_the_tpm_measures_what_was_predicted(made: Workshop, tmp_path: Path) -> 
     console = found.console.read_text(errors="replace")
     for bank in measurements.BANKS:
         assert found.pcrs[bank][4] == prediction.pcrs(bank)[4]
-        assert found.pcrs[bank][7] == pcr7({"SecureBoot": b"\0"}, (), bank)
+        assert found.pcrs[bank][7] == measurements.pcr7({"SecureBoot": b"\0"}, (), bank)
         assert set(found.pcrs[bank][12]) == {"0"}
         # The machine itself reads the same values.
         assert f"PCR {bank} 4 {found.pcrs[bank][4].upper()}" in console
@@ -203,7 +203,7 @@ def test_a_signed_uki_and_the_keys_of_secure_boot_are_measured_as_predicted(
     # The certificate that verified the UKI: the only one in db, after the header of its list (28 bytes).
     authority = ("db", variables["db"][28:])
     for bank in measurements.BANKS:
-        expected = pcr7({**variables, "SecureBoot": b"\1"}, [authority], bank)
+        expected = measurements.pcr7({**variables, "SecureBoot": b"\1"}, [authority], bank)
         assert found.pcrs[bank][7] == expected
         # A signature is no part of the hash.
         assert prediction.pcrs(bank) == unsigned.pcrs(bank)

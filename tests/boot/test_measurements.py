@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.boot.attested_image import SALT, make_disk, make_pe, make_verity, measured_by_the_build, pcr7
+from tests.boot.attested_image import SALT, make_disk, make_pe, make_verity, measured_by_the_build
 from vmsnix_ops.boot import measurements
 from vmsnix_ops.disk import firmware
 from vmsnix_ops.disk.firmware import EFI_SYSTEM, EfiFile, Partition, efi_files
@@ -132,7 +132,7 @@ def test_pcr_4_is_extended_with_action_separator_and_programs() -> None:
 )
 def test_pcr_7_is_that_of_a_firmware_without_keys(bank: str, measured: str) -> None:
     # Read from a TPM after a boot with OVMF 2022.11, which has Secure Boot, but no keys.
-    assert pcr7({"SecureBoot": b"\0"}, (), bank) == measured
+    assert measurements.pcr7({"SecureBoot": b"\0"}, (), bank) == measured
 
 
 # What the bytes say

@@ -214,6 +214,40 @@ def pcr4(programs: Iterable[Digests], bank: str) -> str:
     return extend(bank, [*first, *(bytes.fromhex(one[bank]) for one in programs)])
 
 
+def pcr7(variables: Mapping[str, bytes], authorities: Iterable[tuple[str, bytes]], bank: str) -> str:
+    """Return PCR 7 for the given contents of the Secure Boot variables.
+
+    `variables` has the contents of ``SecureBoot``, ``PK``, ``KEK``, ``db``, ``dbx``; missing ones are empty.
+    `authorities` are the variables and EFI_SIGNATURE_DATA that verified the started programs, in order: none
+    without Secure Boot.
+
+    PCR 7 does not name an image: it is the same for all images that are signed with the same key.
+
+    Source: Platform Firmware Profile, sections 3.3.4.8 (PCR[7], Secure Boot policy) and 10.2.6
+    (UEFI_VARIABLE_DATA).
+    """
+    configuration = [_variable(name, variables.get(name, b"")) for name in _SECURE_BOOT]
+    events = [*configuration, SEPARATOR, *(_variable(name, data) for name, data in authorities)]
+    return extend(bank, [hashlib.new(bank, event).digest() for event in events])
+
+
+_GLOBAL = uuid.UUID("8be4df61-93ca-11d2-aa0d-00e098032b8c")  # EFI_GLOBAL_VARIABLE
+_IMAGE_SECURITY = uuid.UUID("d719b2cb-3d3a-4596-a3bc-dad00e67656f")  # EFI_IMAGE_SECURITY_DATABASE_GUID
+_SECURE_BOOT = {
+    "SecureBoot": _GLOBAL,
+    "PK": _GLOBAL,
+    "KEK": _GLOBAL,
+    "db": _IMAGE_SECURITY,
+    "dbx": _IMAGE_SECURITY,
+}
+
+
+def _variable(name: str, data: bytes) -> bytes:
+    """Return a UEFI_VARIABLE_DATA structure."""
+    lengths = struct.pack("<QQ", len(name), len(data))
+    return _SECURE_BOOT[name].bytes_le + lengths + name.encode("utf-16-le") + data
+
+
 def measure(image: DiskImage) -> Measurements | None:
     """Return the predicted measurements of an image; ``None`` for a disk without a verity UKI.
 
@@ -377,11 +411,12 @@ def _verity(image: DiskImage, data: Partition, tree: Partition) -> str:
             f"Its verity superblock is invalid: version {version}, type {kind}, {algorithm[:16]!r}, "
             f"{count} blocks of {block} bytes, nodes of {node} bytes.",
         )
+    width = 32
     salted = hashlib.sha256(salt[:salt_bytes])
     levels = list[int]()  # blocks of each level, from the data up
     left = count
     while left > 1:
-        left = -(-left // (node // salted.digest_size))
+        left = -(-left // (node // width))
         levels.append(left)
     first = tree.start + max(node, -(-512 // node) * node)
     at = [first + node * sum(levels[number + 1 :]) for number in range(len(levels))]
