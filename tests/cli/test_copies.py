@@ -101,7 +101,7 @@ def test_copies_that_are_older_than_the_package_are_named_with_the_commands(
     (old,) = work.glob("30-*.kept-*.ipynb")
     assert old.read_text() == mine
     assert old.name in out
-    assert "newer notebooks" not in open_lab()[1]
+    assert "older than the notebooks of the package" not in open_lab()[1]
     assert "has the cells of the package" in run_vmsnix("runbooks", "reset", "console")[1]
 
 
@@ -130,10 +130,10 @@ def test_on_a_terminal_the_user_chooses(
         (mine, []) if answer == "keep" else (content(package)[PROMOTE], [mine])
     )
     monkeypatch.setattr(sys, "stdin", Answers(""))
-    assert "newer notebooks" not in open_lab()[1]  # the answer is remembered
+    assert "older than the notebooks of the package" not in open_lab()[1]  # the answer is remembered
     edit(package / PROMOTE, old="# Newer", new="# Newest")
     monkeypatch.setattr(sys, "stdin", Answers("keep\n"))
-    assert "newer notebooks" in open_lab()[1]
+    assert "older than the notebooks of the package" in open_lab()[1]
 
 
 def test_a_damaged_notebook_of_the_package_does_not_prevent_other_copies(
