@@ -396,7 +396,7 @@ READERS = {
     "docs/quickstart.md": Reader(),
     "docs/weekly-report.md": Reader(settings=True, python=None),
     HOW + "attest.md": Reader(attested, 15),
-    HOW + "audit.md": Reader(demo, 30),
+    HOW + "audit.md": Reader(demo, 30, shows={"Since ": "vmsnix audit"}),
     HOW + "boot-an-image.md": Reader(small_linux, 60, shows={"small-linux.img did not boot.": ""}),
     HOW + "build-an-image.md": Reader(own_nix, 20),
     HOW + "ci.md": Reader(ci_job, 35),
