@@ -13,6 +13,7 @@ import pytest
 
 from tests.support import join, kill, read_line
 from vmsnix_ops.errors import ArchiveError, AwsError
+from vmsnix_ops.runbooks.fleet import ledger as ledgers
 from vmsnix_ops.runbooks.fleet.ledger import (
     Document,
     Ledger,
@@ -100,6 +101,21 @@ def test_a_write_with_a_lost_answer_is_recognized_as_our_own(aws: Sandbox) -> No
     version = ledger.write(NAME, {"beat": 1}, None)
     assert rule.applied == 1
     ledger.write(NAME, {"beat": 2}, version)
+
+
+def test_a_write_that_s3_always_rejects_ends_with_an_error(
+    aws: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledgers, "FIRST_PAUSE", 0.0)
+    ledger = Ledger("s3://acme-fleets/rejected")
+    rule = aws.faults.add(
+        {"op": "s3:PutObject", "do": "error", "code": "ConditionalRequestConflict", "http": 409}
+    )
+    with pytest.raises(ArchiveError, match="cannot be written"):
+        ledger.write(NAME, {"beat": 1}, None)
+    assert rule.applied == ledgers.ATTEMPTS
+    aws.faults.clear()
+    ledger.write(NAME, {"beat": 1}, None)  # nothing was left behind
 
 
 def test_a_missing_bucket_is_an_error_of_aws(aws: Sandbox) -> None:

@@ -36,7 +36,11 @@ Document = dict[str, Any]
 IDENTITY = "ledger.json"
 """Contains the ID of a ledger. A worker compares it with the ID of the client's ledger."""
 MARK = "write"
-"""Key of a document in its file: a number that is different for each write."""
+"""Key of a document in its file: a random value, different for each write."""
+ATTEMPTS = 8
+"""Maximum number of requests for one write; the pause after the first is `FIRST_PAUSE`, then doubled."""
+FIRST_PAUSE = 0.05
+"""In seconds."""
 
 
 class StaleError(Exception):
@@ -69,12 +73,15 @@ class Ledger:
     def write(self, name: str, value: Document, last: str | None) -> str:
         """Replace the version `last` of a document (``None``: create it), and return the new version.
 
-        Raises `StaleError` if the document has another version.
+        Raises `StaleError` if the document has another version, and `ArchiveError` if S3 rejects every
+        attempt although it does not.
         """
         place, mark = f"{self.location}/{name}", uuid.uuid4().hex
         marked = json.dumps(value | {MARK: mark}, indent=1, sort_keys=True, ensure_ascii=False, default=str)
         text = Redactor(secret_values()).json(marked).encode()
-        while not (version := self._replace(place, text, last or "")):
+        for attempt in range(ATTEMPTS):
+            if version := self._replace(place, text, last or ""):
+                return version
             # If S3's answer was lost, the repeated request fails because of the first one. The mark shows
             # that this process wrote it. S3 may also reject a request because of one that then fails.
             now, version = self._read(place)
@@ -82,7 +89,12 @@ class Ledger:
                 return version
             if version != (last or ""):
                 raise StaleError(name)
-        return version
+            time.sleep(FIRST_PAUSE * 2**attempt)
+        raise ArchiveError(
+            f"The ledger cannot be written: {place}.",
+            why=f"S3 rejected {ATTEMPTS} conditional requests, although the object had not changed.",
+            fix="Run the fleet again, or use a bucket that supports If-Match and If-None-Match (--ledger).",
+        )
 
     def _read(self, place: str) -> tuple[bytes | None, str]:
         """Return the content and the version of a file, which is empty if the file does not exist."""
