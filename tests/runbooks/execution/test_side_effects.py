@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,14 +15,18 @@ from vmsnix_ops.runbooks.execution.side_effects import (
     CREATED_IDS,
     DELETED_IDS,
     DELETING_VERBS,
+    REFUSALS,
     Guard,
     allowed_effects,
     is_read,
+    read_refusal,
 )
+from vmsnix_ops.runbooks.execution.status import Failure
 from vmsnix_ops.sandbox import sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.runbooks.shelf import Shelf
 
@@ -228,6 +233,14 @@ SIGN = """\
 import boto3
 boto3.client("s3").generate_presigned_url("delete_object", Params={"Bucket": "images", "Key": "x"})
 """
+
+
+@pytest.mark.parametrize("line", ["{", '"text"', "7", "{}", '{"what": "x"}', "[" * 100_000])
+def test_a_line_that_is_no_refusal_hides_no_later_one(tmp_path: Path, line: str) -> None:
+    refusal = {"what": "Refused.", "why": "It only reads.", "fix": "Do not.", "exit_code": 0}
+    (tmp_path / REFUSALS).write_text(f"{line}\n{json.dumps(refusal)}\n")
+    assert read_refusal(tmp_path) == Failure("SideEffectsError", "Refused.", "It only reads.", "Do not.")
+    assert read_refusal(tmp_path) is None  # the file is deleted
 
 
 def test_a_read_only_notebook_cannot_deregister(shelf: Shelf, aws: Any, ec2: Any) -> None:

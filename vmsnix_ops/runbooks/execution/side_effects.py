@@ -278,8 +278,9 @@ def read_refusal(folder: Path) -> Failure | None:
     with suppress(OSError):
         path.unlink()
     for line in lines:
-        with suppress(ValueError, RecursionError):  # a full disk can cut a line
-            return Failure("SideEffectsError", **json.loads(line))
+        with suppress(ValueError, RecursionError, TypeError, KeyError):  # a full disk can cut a line
+            refused = json.loads(line)
+            return Failure("SideEffectsError", refused["what"], refused["why"], refused["fix"])
     return None
 
 
