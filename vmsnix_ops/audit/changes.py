@@ -29,8 +29,15 @@ IN_BUCKETS = ("object", "multipart-upload")
 
 IDENTITY = ["account", "region", "kind", "resource_id"]
 COMPARED = (
-    *("state", "name", "public", "encrypted", "referenced", "deprecated_at"),
-    *("size_gib", "imds_support", "tags"),
+    "state",
+    "name",
+    "public",
+    "encrypted",
+    "referenced",
+    "deprecated_at",
+    "size_gib",
+    "imds_support",
+    "tags",
 )
 """Columns whose changes are reported. References and costs follow from others, or change every day."""
 

@@ -430,11 +430,10 @@ def list_multipart_uploads(s3: S3Client, bucket: str, prefix: str) -> Iterator[B
 
 def _part_bytes(s3: S3Client, bucket: str, key: str, upload_id: str) -> int:
     pages = read_listing(s3.list_parts, ("PartNumberMarker",), Bucket=bucket, Key=key, UploadId=upload_id)
-    # Without this upload, it was completed or aborted in the meantime.
-    return (
-        if_found(lambda: sum(p["Size"] for page in pages for p in page.get("Parts") or ()), "NoSuchUpload")
-        or 0
-    )
+    try:
+        return sum(part["Size"] for page in pages for part in page.get("Parts") or ())
+    except s3.exceptions.NoSuchUpload:  # it was completed or aborted in the meantime
+        return 0
 
 
 # Checks of the bucket.

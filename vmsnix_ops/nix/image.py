@@ -37,7 +37,12 @@ UNKNOWN_VERSION = "unknown"
 
 # Suffixes of disk images in an output. Compressed ones are found, and then refused by their bytes.
 _IMAGES = (
-    *(".img", ".qcow2", ".raw", ".vhd", ".vhdx", ".vmdk"),
+    ".img",
+    ".qcow2",
+    ".raw",
+    ".vhd",
+    ".vhdx",
+    ".vmdk",
     *(f"{kind}{packed}" for kind in (".img", ".raw", ".vhd") for packed in (".zst", ".xz", ".gz", ".bz2")),
 )
 _NO_IMAGES = frozenset({"doc", "json", "log", "manifest", "sbom", "iso", "report", "text", "txt"})

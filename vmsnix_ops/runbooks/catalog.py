@@ -47,9 +47,27 @@ SHORT_NAMES: Mapping[str, str] = {
 
 COMMAND_NAMES = frozenset(
     {
-        *("attestation-policy", "channels", "completion", "console", "demo", "diff", "download", "findings"),
-        *("fleet", "help", "history", "iam-policy", "lab", "list", "rerun", "run", "runbooks", "runs"),
-        *("sandbox", "undo", "version"),
+        "attestation-policy",
+        "channels",
+        "completion",
+        "console",
+        "demo",
+        "diff",
+        "download",
+        "findings",
+        "fleet",
+        "help",
+        "history",
+        "iam-policy",
+        "lab",
+        "list",
+        "rerun",
+        "run",
+        "runbooks",
+        "runs",
+        "sandbox",
+        "undo",
+        "version",
     }
 )
 """Names of the commands of ``vmsnix``, which an own runbook cannot have."""
@@ -58,7 +76,7 @@ NOTEBOOK_METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
-"""What a notebook says about its kernel, whatever kernel has executed it."""
+"""The metadata of a saved notebook about its kernel, independent of the kernel that executed it."""
 
 OWN_FIX = "Restore it from version control, or move it to another folder."
 MANIFEST = Path(__file__).with_name("manifest.json")

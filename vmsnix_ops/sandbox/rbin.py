@@ -105,7 +105,10 @@ def _validation_error(text: str, reason: str = "INVALID_PARAMETER_VALUE") -> Api
 
 
 PAGES = Paging(
-    *("MaxResults", 1000, 1000), lambda: _validation_error("The page token is invalid.", "INVALID_PAGE_TOKEN")
+    "MaxResults",
+    1000,
+    1000,
+    lambda: _validation_error("The page token is invalid.", "INVALID_PAGE_TOKEN"),
 )
 
 

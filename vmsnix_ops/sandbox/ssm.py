@@ -113,11 +113,21 @@ def public_parameters(region: str, partition: str) -> dict[str, EmulatedParamete
     """Return the parameters of AWS in a region by name. Their ARNs have no account."""
     found = {}
     for image in PUBLIC_IMAGES:
-        value = (1, image.image_id(region), "String", "text", PUBLISHED, "", "", "", "Standard")
         for word in image.parameters:
             name = PARAMETER_PATH + word
+            version = EmulatedVersion(
+                number=1,
+                value=image.image_id(region),
+                parameter_type="String",
+                data_type="text",
+                modified=PUBLISHED,
+                principal="",
+                description="",
+                allowed_pattern="",
+                tier="Standard",
+            )
             arn = f"arn:{partition}:ssm:{region}::parameter{name}"
-            found[name] = EmulatedParameter(name, arn, [EmulatedVersion(*value)])
+            found[name] = EmulatedParameter(name, arn, [version])
     return found
 
 

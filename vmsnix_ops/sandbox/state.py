@@ -107,7 +107,11 @@ class SandboxState:
         if DEFAULT_ACCESS_KEY not in known:
             arn = f"arn:aws:iam::{self.account}:user/operator"
             known[DEFAULT_ACCESS_KEY] = Credential(
-                *(DEFAULT_ACCESS_KEY, DEFAULT_SECRET_KEY, self.account, arn), user_id=unique_id("AIDA", arn)
+                access_key=DEFAULT_ACCESS_KEY,
+                secret=DEFAULT_SECRET_KEY,
+                account=self.account,
+                principal=arn,
+                user_id=unique_id("AIDA", arn),
             )
         self.account = known[DEFAULT_ACCESS_KEY].account
 

@@ -365,7 +365,7 @@ class RunFolder:
 
 
 def lock(descriptor: int) -> bool:
-    """Lock a file for this process; return false if another has locked it. Without locks, return true."""
+    """Lock a file; return False if another process has locked it, and True on file systems without locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -22,8 +22,17 @@ if TYPE_CHECKING:
 
 SYMBOLS = {"done": "✅", "failed": "❌", "partial": "⚠️", "cancelled": "⏹️"}
 FACTS = (
-    *("ami_id", "image_name", "region", "account", "snapshot_id", "digest", "seconds", "plan_fingerprint"),
-    *("run_id", "notebook", "report"),
+    "ami_id",
+    "image_name",
+    "region",
+    "account",
+    "snapshot_id",
+    "digest",
+    "seconds",
+    "plan_fingerprint",
+    "run_id",
+    "notebook",
+    "report",
 )
 SUMMARY_BYTES = 900_000  # GitHub drops a step's summary of more than 1 MiB
 

@@ -25,8 +25,17 @@ if TYPE_CHECKING:
     from vmsnix_ops.pages import Lanes
 
 FACTS = (
-    *("ami_id", "image_name", "region", "account", "sandbox", "snapshot_id", "digest"),
-    *("run_id", "started_at", "version", "package_version"),
+    "ami_id",
+    "image_name",
+    "region",
+    "account",
+    "sandbox",
+    "snapshot_id",
+    "digest",
+    "run_id",
+    "started_at",
+    "version",
+    "package_version",
 )
 
 # Elements that HTML and Markdown of a notebook may contain. Of any other element, only the text is kept. An

@@ -37,8 +37,21 @@ LOCATION_KEYS = {archive.NOTEBOOK: "notebook", archive.REPORT: "report", archive
 INCOMPLETE = "The evidence of the run was not completely saved."
 """The problem of a run that has ended, until all its evidence is saved."""
 RUNNER_KEYS = (
-    *("status", "exit_code", "finished_at", "seconds", "error", "failure", "notebook", "report", "log"),
-    *("result", "files", "problems", "secrets_removed", "journal_entries", "journal_sha256"),
+    "status",
+    "exit_code",
+    "finished_at",
+    "seconds",
+    "error",
+    "failure",
+    "notebook",
+    "report",
+    "log",
+    "result",
+    "files",
+    "problems",
+    "secrets_removed",
+    "journal_entries",
+    "journal_sha256",
 )
 """Keys of ``result.json`` whose values are known when the evidence is saved."""
 

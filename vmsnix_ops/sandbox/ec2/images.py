@@ -119,11 +119,15 @@ def add_public_images(context: Context) -> None:
         image_id, snapshot_id = public.image_id(context.region), public.snapshot_id(context.region)
         if image_id in images:
             continue
-        place = (AMAZON_ACCOUNT, context.region)
-        snapshot = EmulatedSnapshot(
-            snapshot_id, *place, DISK_GIB, PUBLISHED, lineage=snapshot_id, public=True
+        snapshots[snapshot_id] = EmulatedSnapshot(
+            snapshot_id,
+            AMAZON_ACCOUNT,
+            context.region,
+            DISK_GIB,
+            PUBLISHED,
+            lineage=snapshot_id,
+            public=True,
         )
-        snapshots[snapshot_id] = snapshot
         root = {
             "DeleteOnTermination": True,
             "SnapshotId": snapshot_id,
@@ -132,7 +136,12 @@ def add_public_images(context: Context) -> None:
             "Encrypted": False,
         }
         images[image_id] = Image(
-            *(image_id, *place, public.name, PUBLISHED, public.architecture),
+            image_id,
+            AMAZON_ACCOUNT,
+            context.region,
+            public.name,
+            PUBLISHED,
+            public.architecture,
             root_device="/dev/xvda",
             mappings=[{"DeviceName": "/dev/xvda", "Ebs": root}],
             description=public.description,
